@@ -1,0 +1,353 @@
+"""The `liftmap` command: parse, call, print. Heavy modules are imported where a command needs them."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from liftmap.errors import LiftmapError, SettingsError
+
+if TYPE_CHECKING:
+    from liftmap.detector import Detector, Method
+    from liftmap.engines.local import Summary
+    from liftmap.images.sources import Source
+
+console = Console()
+complaints = Console(stderr=True)
+
+
+class _Group(typer.core.TyperGroup):
+    """Shows liftmap's own errors as one message, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LiftmapError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("interrupted; what was finished is kept: run the same command to go on", code=130)
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    complaints.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    raise SystemExit(code)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Finds the images that don't belong, from normal images alone.\n\n"
+    "SOURCE is a folder, a .zip or .tar, file.npz:key, .npy, IDX .gz, .parquet, "
+    "torchvision:NAME:split (with --root) or hf:NAME:split. MODEL is a folder that `train` wrote, "
+    "a packaged name (fashion-mnist) or a diffusers hub id.",
+    epilog="Start with:  liftmap demo   |   liftmap train NORMAL_IMAGES --output model   |   "
+    "liftmap score NEW_IMAGES --model model --output scores.parquet",
+)
+
+SourceArgument = Annotated[str, typer.Argument(help="Images: folder, archive, array, name.")]
+ModelOption = Annotated[str, typer.Option(help="Model folder, packaged name or hub id.")]
+MethodOption = Annotated[
+    str, typer.Option(help="fast, or paper: 1,000 Euler-Maruyama steps, ten attempts.")
+]
+StepsOption = Annotated[int | None, typer.Option(help="Sampler steps instead of the method's.")]
+AttemptsOption = Annotated[int | None, typer.Option(help="Attempts instead of the method's.")]
+DistanceOption = Annotated[
+    str | None, typer.Option(help="lpips, mse or ssim instead of the method's distance.")
+]
+LimitOption = Annotated[int | None, typer.Option(help="Only the first N images.", min=1)]
+RootOption = Annotated[
+    Path | None, typer.Option(help="Folder of torchvision's data sets, for torchvision:NAME:split.")
+]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Let torchvision download.")]
+RateOption = Annotated[
+    float, typer.Option(help="Share of normal images that may be flagged by mistake.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ...; found by itself.")]
+PrecisionOption = Annotated[
+    str | None, typer.Option(help="bf16 or float32; bf16 where the hardware has it.")
+]
+RowsOption = Annotated[
+    int | None, typer.Option(help="Redraws at once; fewer need less memory.", min=1)
+]
+
+
+@app.command()
+def train(
+    source: SourceArgument,
+    output: Annotated[Path, typer.Option(help="Model folder to write.")],
+    preset: Annotated[str, typer.Option(help="Network: tiny, small, ddpm, ncsnpp.")] = "tiny",
+    minutes: Annotated[float | None, typer.Option(help="Train this long (default 40).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Train this many steps instead.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+    size: Annotated[str, typer.Option(help="Pixels: 32, or HEIGHTxWIDTH.")] = "32",
+    channels: Annotated[int, typer.Option(help="3 for colour, 1 for grey.")] = 3,
+    fit: Annotated[str, typer.Option(help="stretch, crop or pad to the size.")] = "stretch",
+    flip: Annotated[bool, typer.Option("--flip", help="Also learn mirrored images.")] = False,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 4e-4,
+    hold_out: Annotated[float, typer.Option(help="Share kept for calibration.")] = 0.05,
+    hold_out_most: Annotated[int, typer.Option(help="At most so many are kept.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    method: MethodOption = "fast",
+    limit: LimitOption = None,
+    root: RootOption = None,
+    download: DownloadOption = False,
+) -> None:
+    """Learn the normal images, and calibrate on some that are kept from training."""
+    from liftmap.detector import Detector
+    from liftmap.diffusion.training import TrainingSettings
+    from liftmap.fitting import HoldOut, is_main_process
+    from liftmap.images.prepare import Preparation
+    from liftmap.terminal import FitProgress
+
+    if steps is None and minutes is None:
+        minutes = 40.0
+    height, width = _size(size)
+    settings = TrainingSettings(
+        steps=steps,
+        minutes=minutes,
+        batch=batch,
+        learning_rate=learning_rate,
+        flip=flip,
+        seed=seed,
+    )
+    opened = _open(source, root, download, limit)
+    with FitProgress(console, settings, opened.count()) as listener:
+        detector = Detector.fit(
+            opened,
+            output,
+            preset=preset,
+            preparation=Preparation(height, width, channels, fit),  # type: ignore[arg-type]
+            training=settings,
+            hold_out=HoldOut(hold_out, hold_out_most),
+            resume=resume,
+            listener=listener,
+            method=method,
+        )
+    if is_main_process():
+        _print_about(detector)
+        console.print(f"next: liftmap score NEW_IMAGES --model {output} --output scores.parquet")
+
+
+@app.command()
+def calibrate(
+    source: SourceArgument,
+    model: Annotated[str, typer.Option(help="Model folder; its liftmap.json is updated.")],
+    method: MethodOption = "fast",
+    steps: StepsOption = None,
+    attempts: AttemptsOption = None,
+    distance: DistanceOption = None,
+    limit: LimitOption = None,
+    root: RootOption = None,
+    download: DownloadOption = False,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    rows: RowsOption = None,
+) -> None:
+    """Redo the calibration on normal images that were not trained on."""
+    from tempfile import TemporaryDirectory
+
+    from liftmap.engines.local import score_source
+    from liftmap.engines.tables import read_scores
+    from liftmap.terminal import ScoreProgress
+
+    if not Path(model).is_dir():
+        raise SettingsError(
+            f"--model {model}: need a model folder that can be written; copy the model first"
+        )
+    detector = _detector(model, _method(method, steps, attempts, distance), device, precision, rows)
+    opened = _open(source, root, download, limit)
+    with TemporaryDirectory() as folder, ScoreProgress(console, opened.count()) as on_batch:
+        table = Path(folder) / "scores.parquet"
+        score_source(detector, opened, table, uncalibrated=True, on_batch=on_batch)
+        detector.set_calibration(read_scores(table).tolist())
+    detector.save(model, weights=False)
+    _print_about(detector)
+
+
+@app.command()
+def score(
+    source: SourceArgument,
+    model: ModelOption,
+    output: Annotated[Path, typer.Option(help="Table to write: .parquet, .csv or .jsonl.")],
+    method: MethodOption = "fast",
+    false_alarms: RateOption = 0.05,
+    uncalibrated: Annotated[
+        bool, typer.Option("--uncalibrated", help="Scores alone: no p-values, no decisions.")
+    ] = False,
+    steps: StepsOption = None,
+    attempts: AttemptsOption = None,
+    distance: DistanceOption = None,
+    limit: LimitOption = None,
+    root: RootOption = None,
+    download: DownloadOption = False,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    rows: RowsOption = None,
+) -> None:
+    """Score images into a table; a stopped run goes on when the same command is run again."""
+    from liftmap.engines.local import score_source
+    from liftmap.terminal import ScoreProgress
+
+    detector = _detector(model, _method(method, steps, attempts, distance), device, precision, rows)
+    opened = _open(source, root, download, limit)
+    with ScoreProgress(console, opened.count()) as on_batch:
+        summary = score_source(
+            detector,
+            opened,
+            output,
+            false_alarms=false_alarms,
+            uncalibrated=uncalibrated,
+            on_batch=on_batch,
+        )
+    _print_summary(summary, output, None if uncalibrated else false_alarms)
+
+
+@app.command()
+def evaluate(
+    in_domain: Annotated[str, typer.Argument(help="In-domain SOURCE, not trained on.")],
+    out: Annotated[list[str], typer.Argument(help="Out-of-distribution SOURCEs.")],
+    model: ModelOption,
+    output: Annotated[Path, typer.Option(help="Folder for evaluation.json, plots and tables.")],
+    method: MethodOption = "fast",
+    steps: StepsOption = None,
+    attempts: AttemptsOption = None,
+    distance: DistanceOption = None,
+    limit: LimitOption = None,
+    root: RootOption = None,
+    download: DownloadOption = False,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    rows: RowsOption = None,
+) -> None:
+    """AUROC, AUPR and FPR@95TPR with bootstrap intervals, ROC curves and histograms."""
+    from liftmap.engines.local import score_source
+    from liftmap.engines.tables import read_scores
+    from liftmap.evaluation.report import Compared, write_evaluation
+    from liftmap.terminal import ScoreProgress, evaluation_table
+
+    chosen = _method(method, steps, attempts, distance)
+    detector = _detector(model, chosen, device, precision, rows)
+    compared = []
+    for number, spec in enumerate([in_domain, *out]):
+        opened = _open(spec, root, download, limit)
+        table = output / f"scores-{number}-{_slug(spec)}.parquet"
+        with ScoreProgress(console, opened.count(), spec) as on_batch:
+            summary = score_source(detector, opened, table, uncalibrated=True, on_batch=on_batch)
+        compared.append(
+            Compared(spec, read_scores(table), summary.computed, summary.seconds, summary.skipped)
+        )
+    name = method if chosen == _method(method, None, None, None) else f"{method}, changed"
+    records = write_evaluation(compared, output, name, chosen.evaluations)
+    console.print(evaluation_table(records))
+    console.print(f"written: {output}/evaluation.json, roc.png, histogram.png, scores-*.parquet")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the table and the picture.")] = Path(
+        "demo-output"
+    ),
+    false_alarms: RateOption = 0.05,
+) -> None:
+    """The whole job on packaged images: clothes are normal, digits are not. No network, no data."""
+    from liftmap.demo import run_demo
+
+    run_demo(console, output, false_alarms)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="Model folder, packaged name or hub id.")],
+) -> None:
+    """What a model is, how it was trained, and which false-alarm rates its calibration supports."""
+    _print_about(_detector(model, _method("fast", None, None, None), "cpu", None, None))
+
+
+@app.command("import-score-sde")
+def import_score_sde(
+    checkpoint: Annotated[Path, typer.Argument(help="score_sde's ddpm_continuous .pth file.")],
+    output: Annotated[Path, typer.Option(help="Model folder to write.")],
+    sde: Annotated[str, typer.Option(help="sub-vp, vp or ve.")] = "sub-vp",
+    size: Annotated[int, typer.Option(help="Pixels a side.")] = 32,
+) -> None:
+    """Turn a score_sde checkpoint, its averaged (EMA) weights, into a model folder."""
+    from liftmap.diffusion.checkpoints import Checkpoint, save_checkpoint
+    from liftmap.diffusion.score_sde import import_score_sde as read
+
+    imported = Checkpoint(**read(checkpoint, sde=sde, image_size=size))  # type: ignore[arg-type]
+    save_checkpoint(imported, output)
+    console.print(f"written: {output}; next: liftmap calibrate NORMAL_IMAGES --model {output}")
+
+
+def _method(name: str, steps: int | None, attempts: int | None, distance: str | None) -> "Method":
+    """The named method with what the command line changes in it."""
+    from dataclasses import replace
+
+    from liftmap.detector import find_method
+
+    method = find_method(name)
+    if steps is not None:
+        method = replace(method, sampler=replace(method.sampler, steps=steps))
+    if attempts is not None:
+        method = replace(method, attempts=attempts)
+    if distance is not None:
+        method = replace(method, distance=distance)
+    return method
+
+
+def _detector(
+    model: str, method: "Method", device: str | None, precision: str | None, rows: int | None
+) -> "Detector":
+    from liftmap.detector import Detector
+
+    if precision not in (None, "bf16", "float32"):
+        raise SettingsError(f"--precision {precision}: need bf16 or float32")
+    return Detector.from_pretrained(
+        model, method=method, device=device, precision=precision, rows=rows
+    )
+
+
+def _open(spec: str, root: Path | None, download: bool, limit: int | None) -> "Source":
+    from liftmap.images.sources import open_source, take
+
+    return take(open_source(spec, root=root, download=download), limit)
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise SettingsError(f"--size {text}: need pixels such as 32, or HEIGHTxWIDTH such as 32x64")
+    return int(parts[0]), int(parts[-1])
+
+
+def _slug(spec: str) -> str:
+    """A source's name as part of a file name."""
+    tail = spec.rstrip("/").rsplit("/", 1)[-1]
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in tail).strip("-") or "source"
+
+
+def _print_about(detector: "Detector") -> None:
+    from liftmap.terminal import about_table
+
+    console.print(about_table(detector))
+
+
+def _print_summary(summary: "Summary", output: Path, false_alarms: float | None) -> None:
+    from liftmap.terminal import summary_lines
+
+    for line in summary_lines(summary, output, false_alarms):
+        console.print(line, highlight=False)
+
+
+def main() -> None:
+    """Entry point of `python -m liftmap`."""
+    app(prog_name="liftmap")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,369 @@
+"""Lift, Map, Detect, whole: the file to read first. Each stage is a module; here is their order.
+
+pixels -> hidden (masks) -> redraws (inpaint) -> distances -> score (aggregate) -> decision (calibrate)
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from liftmap.aggregate import aggregate
+from liftmap.calibrate import Calibration
+from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint, save_about, save_checkpoint
+from liftmap.diffusion.denoiser import Precision
+from liftmap.diffusion.noise import ImageNoise, attempt_seed
+from liftmap.diffusion.samplers import SamplerSettings
+from liftmap.diffusion.training import TrainingSettings
+from liftmap.distances import load_distance
+from liftmap.errors import CalibrationError, ModelError, SettingsError
+from liftmap.explanation import Explanation
+from liftmap.fitting import HoldOut, Listener, fit_checkpoint, is_main_process
+from liftmap.images.prepare import Picture, Preparation, fingerprint, to_image, to_model_range
+from liftmap.images.sources import Source, open_source
+from liftmap.images.store import PreparedImages
+from liftmap.inpaint import Resampling, evaluations, inpaint, noise_and_denoise
+from liftmap.masks import MaskSettings, hidden_masks
+
+
+@dataclass(frozen=True)
+class Method:
+    """Every choice of Lift, Map, Detect that changes a score; saved with the model.
+
+    start: None lifts by masking; a noise time in (0, 1] lifts by noising to it (section 3.4.4).
+    seed: the user's own; noise depends on it and on the image alone.
+    """
+
+    mask: MaskSettings = field(default_factory=MaskSettings)
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    resampling: Resampling = field(default_factory=Resampling)
+    start: float | None = None
+    attempts: int = 10
+    distance: str = "lpips"
+    aggregate: str = "median"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise SettingsError(f"attempts={self.attempts}: need at least 1")
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations that one image costs."""
+        share = 1.0 if self.start is None else self.start
+        return self.attempts * max(1, round(evaluations(self.sampler, self.resampling) * share))
+
+    @property
+    def key(self) -> str:
+        """A name for exactly these settings; a calibration holds for its own method only."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+METHODS: dict[str, Method] = {
+    # stochastic DDIM; the step count comes from docs/results/steps.md
+    "fast": Method(),
+    # the authors' protocol at 32x32: 1,000 Euler-Maruyama steps, ten attempts, LPIPS, median
+    "paper": Method(sampler=SamplerSettings("euler-maruyama", steps=1000)),
+}
+
+
+def find_method(name: str) -> Method:
+    """The preset of that name.
+
+    Raises:
+        SettingsError: no such method; the message lists them.
+    """
+    if name not in METHODS:
+        raise SettingsError(f"method {name!r}: need one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+class Scored(NamedTuple):
+    """Scores of a batch: higher = more out-of-distribution; distances are the attempts'."""
+
+    scores: Float[Tensor, "b"]
+    distances: Float[Tensor, "b attempts"]
+
+
+class Predictions(NamedTuple):
+    """Scores with what they mean: the share of in-domain images at least as odd, and the decision."""
+
+    scores: Float[Tensor, "b"]
+    p_values: Float[Tensor, "b"]
+    is_ood: Bool[Tensor, "b"]
+
+
+class Detector:
+    """Finds the images that don't belong.
+
+    A score is a function of the image and the method's seed, whatever the batch it comes in.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        method: Method | str = "fast",
+        device: str | torch.device | None = None,
+        precision: Precision | None = None,
+        rows: int | None = None,
+    ) -> None:
+        """Compose a detector from a checkpoint.
+
+        Args:
+            device: where the network runs; the first CUDA device by default, if there is one.
+            precision: "bf16" or "float32"; bf16 by default where the hardware has it.
+            rows: redraws that the network handles at once; halves itself when memory runs out.
+        """
+        self.checkpoint = checkpoint
+        self.method = find_method(method) if isinstance(method, str) else method
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.denoiser = checkpoint.denoiser(self.device, precision=precision)
+        self.distance: Any = load_distance(self.method.distance)
+        channels, height, width = checkpoint.image_shape
+        self.preparation = _preparation(checkpoint, channels, height, width)
+        # 256 rows of 32x32 keep two cores busy; larger images get fewer
+        self.rows = rows or max(1, 256 * 1024 // (height * width))
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, **options: Any) -> Self:
+        """Load a model folder, a packaged model ("fashion-mnist") or a diffusers hub id.
+
+        Raises:
+            ModelError: nothing there, or what is there can't be used; the message says why.
+        """
+        return cls(load_checkpoint(model), **options)
+
+    @classmethod
+    def fit(
+        cls,
+        source: str | Path | Source,
+        output: str | Path,
+        *,
+        preset: str = "tiny",
+        preparation: Preparation | None = None,
+        training: TrainingSettings | None = None,
+        hold_out: HoldOut | None = None,
+        resume: bool = False,
+        listener: Listener | None = None,
+        **options: Any,
+    ) -> Self:
+        """Train on a source of in-domain images, calibrate on those held out, save to `output`."""
+        source = open_source(source) if isinstance(source, str | Path) else source
+        checkpoint, held_out = fit_checkpoint(
+            source,
+            Path(output),
+            preset=preset,
+            preparation=preparation or Preparation(32, 32, 3),
+            settings=training or TrainingSettings(minutes=40),
+            hold_out=hold_out or HoldOut(),
+            resume=resume,
+            listener=listener,
+        )
+        detector = cls(checkpoint, **options)
+        if is_main_process():
+            if len(held_out):
+                detector.calibrate(held_out, on_batch=listener.on_calibrated if listener else None)
+            detector.save(output)
+        return detector
+
+    def score_pixels(self, pixels: UInt8[Tensor, "b c h w"]) -> Scored:
+        """Score prepared images; everything else comes down to this."""
+        method = self.method
+        seeds = [fingerprint(image) for image in pixels]
+        original = to_model_range(pixels).to(self.device)
+        reference = self.distance.reference(original)
+        found = torch.empty(len(pixels) * method.attempts)
+        for redraw, index, rows in self._redraws(original, seeds):
+            found[rows] = self.distance.values(reference, redraw, index).float().cpu()
+        distances = found.view(len(pixels), method.attempts)
+        return Scored(aggregate(distances, method.aggregate), distances)
+
+    def _redraws(self, original: Tensor, seeds: Sequence[int]) -> Iterable[tuple[Tensor, ...]]:
+        """All attempts of all images, `self.rows` at a time: (redraw, image index, row numbers)."""
+        method = self.method
+        channels, height, width = original.shape[1:]
+        masks = hidden_masks(method.mask, height, width, method.attempts, seed=method.seed)
+        total, first = len(seeds) * method.attempts, 0
+        while first < total:
+            rows = torch.arange(first, min(total, first + self.rows))
+            index, attempt = rows // method.attempts, rows % method.attempts
+            pairs = zip(index.tolist(), attempt.tolist(), strict=True)
+            row_seeds = [attempt_seed(seeds[i], method.seed, a) for i, a in pairs]
+            noise = ImageNoise(row_seeds, (channels, height, width), self.device)
+            try:
+                redraw = self._redraw(original[index], masks[attempt].to(self.device), noise)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                self._halve_rows(error)
+                continue
+            yield redraw, index.to(self.device), rows
+            first += len(rows)
+
+    def _redraw(self, original: Tensor, hidden: Tensor, noise: ImageNoise) -> Tensor:
+        method = self.method
+        if method.start is not None:
+            return noise_and_denoise(self.denoiser, original, noise, method.sampler, method.start)
+        return inpaint(self.denoiser, original, hidden, noise, method.sampler, method.resampling)
+
+    def _halve_rows(self, error: Exception) -> None:
+        """Take fewer rows at once after memory ran out; any other error goes on."""
+        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+            raise error
+        if self.rows == 1:
+            raise ModelError("not enough memory for a single redraw: free some") from error
+        self.rows //= 2
+
+    def score(self, images: Picture | Iterable[Picture]) -> Float[Tensor, "b"]:
+        """How far each image is from its redraws; higher = more out-of-distribution.
+
+        Args:
+            images: one or many of: PIL image, path, uint8 or [0, 1] array (H, W[, C]) or tensor
+                (C, H, W); a 4-D array or tensor is a batch.
+
+        Raises:
+            ImageError: one of them can't be used; the message says which and why.
+        """
+        return self.score_pixels(self.prepare(images)).scores
+
+    def predict(
+        self, images: Picture | Iterable[Picture], *, false_alarms: float = 0.05
+    ) -> Predictions:
+        """Scores, conformal p-values and decisions at a false-alarm rate in (0, 1).
+
+        Raises:
+            CalibrationError: the model isn't calibrated for this method, or on too few images.
+        """
+        calibration = self.calibration
+        calibration.threshold(false_alarms)  # refuse a rate it can't support before the work
+        scores = self.score(images)
+        return Predictions(
+            scores, calibration.p_values(scores), calibration.is_ood(scores, false_alarms)
+        )
+
+    def explain(self, image: Picture) -> Explanation:
+        """What was hidden, what the model drew there, and where the redraw differs."""
+        pixels = self.prepare(image)
+        original = to_model_range(pixels).to(self.device)
+        reference = self.distance.reference(original)
+        redraws, maps, values = [], [], []
+        for redraw, index, _ in self._redraws(original, [fingerprint(pixels[0])]):
+            redraws.append(redraw.cpu())
+            maps.append(self.distance.maps(reference, redraw, index).float().cpu())
+            values.append(self.distance.values(reference, redraw, index).float().cpu())
+        method = self.method
+        height, width = original.shape[2:]
+        distances = torch.cat(values)
+        score = aggregate(distances[None], method.aggregate)
+        known = self.checkpoint.about.get("calibrations", {})
+        p_value = self.calibration.p_values(score).item() if method.key in known else None
+        return Explanation(
+            original=original[0].cpu(),
+            hidden=hidden_masks(method.mask, height, width, method.attempts, seed=method.seed),
+            redraws=torch.cat(redraws),
+            maps=torch.cat(maps),
+            distances=distances,
+            score=score.item(),
+            p_value=p_value,
+        )
+
+    def prepare(self, images: Picture | Iterable[Picture]) -> UInt8[Tensor, "b c h w"]:
+        """Any accepted form of one or many images as the model's input."""
+        many = _as_list(images)
+        return torch.stack([self.preparation(to_image(image)) for image in many])
+
+    @property
+    def batch(self) -> int:
+        """Images whose attempts fill the network's rows."""
+        return max(1, self.rows // self.method.attempts)
+
+    @property
+    def weights_key(self) -> str:
+        """A short hash of the network's weights: which model a score came from."""
+        digest = hashlib.sha256()
+        for tensor in self.checkpoint.unet.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def calibration(self) -> Calibration:
+        """The held-out in-domain scores of this method.
+
+        Raises:
+            CalibrationError: there are none for this method.
+        """
+        found = self.checkpoint.about.get("calibrations", {}).get(self.method.key)
+        if found is None:
+            raise CalibrationError(
+                "the model has no calibration for this method: run `liftmap calibrate` on in-domain "
+                "images that were not trained on, with the same method"
+            )
+        try:
+            return Calibration.from_scores(found["scores"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"the model's calibration is damaged ({error}): redo it") from error
+
+    def calibrate(
+        self, images: PreparedImages, *, on_batch: Callable[[int, int], None] | None = None
+    ) -> Calibration:
+        """Score in-domain images that the model has not seen, and keep the scores with the model.
+
+        Args:
+            on_batch: called with the number of images scored so far, and of all.
+        """
+        scores: list[float] = []
+        for rows in torch.arange(len(images)).split(self.batch):
+            scores += self.score_pixels(images.pixels(rows)).scores.tolist()
+            if on_batch:
+                on_batch(len(scores), len(images))
+        return self.set_calibration(scores)
+
+    def set_calibration(self, scores: Iterable[float]) -> Calibration:
+        """Keep held-out in-domain scores of this method with the model."""
+        calibration = Calibration.from_scores(scores)
+        stored = self.checkpoint.about.setdefault("calibrations", {})
+        stored[self.method.key] = {
+            "method": asdict(self.method),
+            "scores": list(calibration.scores),
+        }
+        return calibration
+
+    def save(self, folder: str | Path, *, weights: bool = True) -> None:
+        """Write the model folder; `weights=False` replaces only liftmap.json."""
+        self.checkpoint.about["preparation"] = asdict(self.preparation)
+        if weights:
+            save_checkpoint(self.checkpoint, Path(folder))
+        else:
+            save_about(self.checkpoint, Path(folder))
+
+
+def _preparation(checkpoint: Checkpoint, channels: int, height: int, width: int) -> Preparation:
+    stored = checkpoint.about.get("preparation")
+    if stored is None:
+        return Preparation(height, width, channels)
+    try:
+        preparation = Preparation(**stored)
+    except (TypeError, SettingsError) as error:
+        raise ModelError(f"liftmap.json, preparation: {error}") from error
+    got = (preparation.channels, preparation.height, preparation.width)
+    if got != (channels, height, width):
+        raise ModelError(
+            f"liftmap.json prepares {got} (channels, height, width), but the network takes "
+            f"{(channels, height, width)}: the folder mixes two models"
+        )
+    return preparation
+
+
+def _as_list(images: Any) -> list[Picture]:
+    """One or many images as a list; 4-D arrays and tensors are batches."""
+    if isinstance(images, str | Path | bytes) or not isinstance(images, Iterable):
+        return [images]
+    if hasattr(images, "ndim"):
+        return list(images) if images.ndim == 4 else [images]
+    return list(images)

@@ -1,0 +1,1 @@
+"""Diffusion models: noise processes, networks, samplers, training and checkpoints."""

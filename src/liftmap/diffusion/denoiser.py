@@ -1,0 +1,120 @@
+"""A network and its noise process together: predicts the clean image, the noise and the score."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from liftmap.diffusion.process import Process
+from liftmap.errors import SettingsError
+
+Target = Literal["noise", "v", "image", "score"]
+TimeInput = Literal["scaled", "step", "sigma"]
+Precision = Literal["bf16", "float32"]
+
+
+@dataclass(frozen=True)
+class Parametrisation:
+    """What the network is asked and what it answers.
+
+    target: "noise" (Ho et al. 2020), "v" = alpha noise - sigma image (Salimans & Ho 2022),
+        "image", or "score" (Song et al. 2021).
+    time_input: "scaled" gives the network 999 t (score_sde's convention), "step" the index in
+        0..T-1 of a T-step table (diffusers' DDPM), "sigma" the noise level (NCSN++).
+    steps: T of the table, for "step".
+    """
+
+    target: Target = "v"
+    time_input: TimeInput = "scaled"
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, choices in (("target", Target), ("time_input", TimeInput)):
+            if getattr(self, name) not in get_args(choices):
+                known = ", ".join(get_args(choices))
+                raise SettingsError(f"{name} {getattr(self, name)!r}: need one of {known}")
+
+
+class Prediction(NamedTuple):
+    """What the network makes of a noisy image; x = alpha image + sigma noise holds exactly."""
+
+    image: Float[Tensor, "n c h w"]
+    noise: Float[Tensor, "n c h w"]
+
+
+def split(x: Tensor, answer: Tensor, alpha: Tensor, sigma: Tensor, target: Target) -> Prediction:
+    """The network's answer as image and noise; alpha and sigma broadcast against x.
+
+    "v": with v = alpha noise - sigma image, alpha x - sigma v = (alpha^2 + sigma^2) image
+    (Salimans & Ho 2022, appendix D, where the sum of squares is 1).
+    """
+    if target == "noise":
+        return Prediction((x - sigma * answer) / alpha, answer)
+    if target == "score":
+        noise = -sigma * answer
+        return Prediction((x - sigma * noise) / alpha, noise)
+    if target == "image":
+        return Prediction(answer, (x - alpha * answer) / sigma)
+    power = alpha.square() + sigma.square()
+    return Prediction((alpha * x - sigma * answer) / power, (sigma * x + alpha * answer) / power)
+
+
+def time_input(
+    t: Float[Tensor, "n"], sigma: Float[Tensor, "n"], by: Parametrisation
+) -> Float[Tensor, "n"]:
+    """What the network is told about the noise level."""
+    if by.time_input == "sigma":
+        return sigma
+    if by.time_input == "step":
+        return t * by.steps - 1
+    return t * 999.0
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in has)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """bfloat16 matrix work under "bf16", nothing under "float32"."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+class Denoiser:
+    """Network, process and parametrisation as one function from a noisy image to a clean one."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        by: Parametrisation,
+        *,
+        precision: Precision | None = None,
+    ) -> None:
+        self.network = network
+        self.process = process
+        self.by = by
+        device = next(network.parameters()).device
+        self.precision: Precision = precision or ("bf16" if fast_bf16(device) else "float32")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's weights lie."""
+        return next(self.network.parameters()).device
+
+    def __call__(self, x: Float[Tensor, "n c h w"], t: float) -> Prediction:
+        """Predict image and noise from x, all of it at noise time t in (0, 1]."""
+        time = torch.tensor(t, dtype=torch.float64)
+        alpha, sigma = self.process.alpha(time), self.process.sigma(time)
+        told = time_input(time, sigma, self.by).float().to(x.device).expand(len(x))
+        with torch.inference_mode(), autocast(x.device, self.precision):
+            answer = self.network(x.contiguous(memory_format=torch.channels_last), told)
+        return split(x, answer.float(), alpha.to(x), sigma.to(x), self.by.target)

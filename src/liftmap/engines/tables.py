@@ -1,0 +1,98 @@
+"""The scores table as Parquet, CSV or JSONL, streamed from rows and replaced whole."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from liftmap.errors import OutputError
+from liftmap.files import atomic_path
+
+Row = dict[str, Any]
+CHUNK = 8192  # rows a Parquet row group
+
+
+def _parquet(rows: Iterable[Row], path: Path, attempts: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("score", pa.float64()),
+            ("p_value", pa.float64()),
+            ("is_ood", pa.bool_()),
+            ("distances", pa.list_(pa.float32())),
+            ("reason", pa.string()),
+        ]
+    )
+    stream = iter(rows)
+    with pq.ParquetWriter(path, schema) as writer:
+        while chunk := list(islice(stream, CHUNK)):
+            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+
+
+def _csv(rows: Iterable[Row], path: Path, attempts: int) -> None:
+    names = [f"distance_{i}" for i in range(attempts)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "score", "p_value", "is_ood", *names, "reason"])
+        for row in rows:
+            distances = row["distances"] or [None] * attempts
+            firsts = (row["id"], row["score"], row["p_value"], row["is_ood"])
+            writer.writerow([*firsts, *distances, row["reason"]])
+
+
+def _jsonl(rows: Iterable[Row], path: Path, attempts: int) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+
+
+FORMATS: dict[str, Callable[[Iterable[Row], Path, int], None]] = {
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".jsonl": _jsonl,
+}
+
+
+def check_format(path: Path) -> None:
+    """Refuse an output whose ending names no known format.
+
+    Raises:
+        OutputError: the message lists the endings that work.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise OutputError(f"output {path}: need a name that ends in {', '.join(FORMATS)}")
+
+
+def write_table(rows: Iterable[Row], path: Path, attempts: int) -> None:
+    """Write rows in the format that the path's ending names; the old file stays until all is written.
+
+    Raises:
+        OutputError: unknown ending, or the file can't be written.
+    """
+    check_format(path)
+    with atomic_path(path) as temporary:
+        FORMATS[path.suffix.lower()](rows, temporary, attempts)
+
+
+def read_scores(path: Path) -> np.ndarray:
+    """The scores of a Parquet table as float64 (n,), skipped images left out."""
+    import pyarrow.parquet as pq
+
+    column = pq.read_table(path, columns=["score"])["score"].drop_null()
+    return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def odd_rows(path: Path, most: int) -> Iterator[Row]:
+    """The `most` rows of a Parquet table with the highest scores, highest first."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=["id", "score", "p_value", "is_ood"])
+    order = table.filter(table["score"].is_valid()).sort_by([("score", "descending")])
+    yield from order.slice(0, most).to_pylist()

@@ -1,0 +1,69 @@
+"""Scores of one in-domain and several OOD sources as evaluation.json, a ROC plot and a histogram."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from liftmap.evaluation.metrics import evaluate_scores
+
+from liftmap.evaluation.plots import draw_histogram, draw_roc
+from liftmap.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A source's scores; `computed` of them took `seconds` in this run."""
+
+    name: str
+    scores: np.ndarray
+    computed: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+
+
+def write_evaluation(
+    compared: list[Compared], folder: Path, method: str, network_evaluations: int
+) -> list[dict[str, Any]]:
+    """Compare the first source (in-domain) with each other one; write the files, give the records.
+
+    Raises:
+        SettingsError: a source has no score at all.
+        OutputError: the folder can't be written to.
+    """
+    inside, *others = compared
+    seconds = sum(c.seconds for c in compared)
+    rate = sum(c.computed for c in compared) / seconds if seconds else 0.0
+    records = [_record(inside, other, method, network_evaluations, rate) for other in others]
+    with atomic_path(folder / "evaluation.json") as path:
+        path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    by_name = {other.name: other.scores for other in others}
+    draw_roc(inside.scores, by_name, folder / "roc.png")
+    draw_histogram(inside.name, inside.scores, by_name, folder / "histogram.png")
+    return records
+
+
+def _record(
+    inside: Compared, other: Compared, method: str, network_evaluations: int, rate: float
+) -> dict[str, Any]:
+    found = evaluate_scores(inside.scores, other.scores)
+    return {
+        "in": inside.name,
+        "out": other.name,
+        "n_in": found.n_in,
+        "n_out": found.n_out,
+        "skipped_in": inside.skipped,
+        "skipped_out": other.skipped,
+        "auroc": found.auroc.value,
+        "auroc_low": found.auroc.low,
+        "auroc_high": found.auroc.high,
+        "aupr_in": found.aupr_in.value,
+        "aupr_out": found.aupr_out.value,
+        "fpr95": found.fpr95.value,
+        "fpr95_low": found.fpr95.low,
+        "fpr95_high": found.fpr95.high,
+        "method": method,
+        "network_evaluations": network_evaluations,
+        "images_per_second": rate,
+    }

@@ -1,0 +1,86 @@
+"""What was hidden, what was redrawn there, and where the redraw differs: data, and a picture of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from liftmap.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One image's score, taken apart.
+
+    original: (c, h, w) in [-1, 1]; hidden: (attempts, 1, h, w), True = redrawn;
+    redraws: (attempts, c, h, w) in about [-1, 1]; maps: (attempts, h, w), the distance by pixel;
+    distances: (attempts,); p_value: None when the model isn't calibrated for the method.
+    """
+
+    original: Float[Tensor, "c h w"]
+    hidden: Bool[Tensor, "attempts 1 h w"]
+    redraws: Float[Tensor, "attempts c h w"]
+    maps: Float[Tensor, "attempts h w"]
+    distances: Float[Tensor, "attempts"]
+    score: float
+    p_value: float | None
+
+    @property
+    def distance_map(self) -> Float[Tensor, "h w"]:
+        """The median over attempts of the per-pixel distance."""
+        return self.maps.quantile(0.5, dim=0)
+
+    @property
+    def typical(self) -> int:
+        """The attempt whose distance is nearest the score."""
+        return int((self.distances - self.score).abs().argmin())
+
+
+def draw_explanations(
+    explanations: list[Explanation], path: Path, *, titles: list[str] | None = None
+) -> None:
+    """Save a PNG with a row an image: original, masked, two redraws (a flipped pair), distance map.
+
+    Distance maps share one colour scale, so that normal images don't look odd.
+
+    Raises:
+        OutputError: the file can't be written.
+    """
+    from matplotlib.figure import Figure
+
+    columns = ["original", "hidden", "redraw", "hidden, flipped", "redraw", "distance"]
+    figure = Figure(figsize=(1.5 * len(columns), 1.65 * len(explanations)), layout="constrained")
+    axes = figure.subplots(len(explanations), len(columns), squeeze=False)
+    top = max(float(e.distance_map.max()) for e in explanations)
+    for row, explanation in enumerate(explanations):
+        _draw_row(axes[row], explanation, top)
+        if titles:
+            axes[row][0].set_ylabel(titles[row], fontsize=7)
+    for axis, name in zip(axes[0], columns, strict=True):
+        axis.set_title(name, fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def _draw_row(axes: Any, explanation: Explanation, top: float) -> None:
+    pair = (0, min(1, len(explanation.redraws) - 1))
+    shown = [_picture(explanation.original)]
+    for attempt in pair:
+        hidden = explanation.hidden[attempt].expand_as(explanation.original)
+        shown.append(_picture(torch.where(hidden, torch.zeros(()), explanation.original)))
+        shown.append(_picture(explanation.redraws[attempt]))
+    for axis, picture in zip(axes, shown, strict=False):
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    axes[-1].imshow(explanation.distance_map, cmap="inferno", vmin=0, vmax=top)
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+
+
+def _picture(image: Tensor) -> Tensor:
+    """(c, h, w) in [-1, 1] as (h, w[, 3]) in [0, 1]."""
+    picture = ((image + 1) / 2).clamp(0, 1).permute(1, 2, 0)
+    return picture[..., 0] if picture.shape[-1] == 1 else picture

@@ -1,0 +1,197 @@
+"""Learn the in-domain images: prepare them once, hold some out, train, keep the model folder whole.
+
+What lies in the model folder beside the model itself: `images.u8`, the prepared images, and
+`training.safetensors`, from which `--resume` continues. Both may be deleted afterwards.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from liftmap.diffusion.checkpoints import Checkpoint, save_checkpoint
+from liftmap.diffusion.denoiser import Parametrisation, Precision, fast_bf16
+from liftmap.diffusion.network import Patched, build_unet, find_preset
+from liftmap.diffusion.process import PROCESSES
+from liftmap.diffusion.training import Progress, Trainer, TrainingSettings
+from liftmap.errors import ModelError, SettingsError
+from liftmap.files import atomic_path
+from liftmap.images.prepare import Preparation
+from liftmap.images.sources import Source
+from liftmap.images.store import PreparedImages, store_source
+
+IMAGES = "images.u8"
+STATE = "training.safetensors"
+RECIPE = "training.json"
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """Images kept from training for calibration.
+
+    share: of all images; most: at most so many, since each costs a score.
+    """
+
+    share: float = 0.05
+    most: int = 2000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1 or self.most < 0:
+            raise SettingsError(
+                f"hold-out share={self.share}, most={self.most}: need 0 <= share < 1 and most >= 0"
+            )
+
+
+@dataclass
+class Listener:
+    """Where a long fit reports to; the command draws progress bars from it."""
+
+    on_image: Callable[[], None] = lambda: None
+    on_skip: Callable[[str, str], None] = lambda id, reason: None
+    on_step: Callable[[Progress], None] = lambda progress: None
+    on_note: Callable[[str], None] = lambda text: None
+    on_calibrated: Callable[[int, int], None] = lambda done, total: None
+
+
+def fit_checkpoint(
+    source: Source,
+    folder: Path,
+    *,
+    preset: str,
+    preparation: Preparation,
+    settings: TrainingSettings,
+    hold_out: HoldOut,
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> tuple[Checkpoint, PreparedImages]:
+    """Train a preset on a source; the model folder and the held-out images.
+
+    Raises:
+        SettingsError, SourceError, ModelError, OutputError: see the parts.
+    """
+    listener = listener or Listener()
+    shape = find_preset(preset)
+    by = Parametrisation(
+        target=shape.prediction,  # type: ignore[arg-type]
+        time_input="sigma" if shape.skip else "scaled",
+    )
+    torch.manual_seed(settings.seed)
+    unet = build_unet(
+        shape, height=preparation.height, width=preparation.width, channels=preparation.channels
+    )
+    process = PROCESSES[shape.process]()  # type: ignore[call-arg]
+    precision: Precision = "bf16" if fast_bf16(_device()) else "float32"
+    trainer = Trainer(Patched(unet, shape.patch), process, by, settings, precision=precision)
+    recipe = _recipe(source, preset, preparation, settings, hold_out)
+    _check_folder(folder, recipe, resume)
+    prepare = _Once(folder, source, preparation, listener)
+    rest, held = prepare.images(trainer).hold_out(hold_out.share, hold_out.most, seed=settings.seed)
+    listener.on_note(f"{len(rest)} images to train on, {len(held)} held out for calibration")
+    if resume:
+        trainer.load_state(folder / STATE)
+    about = {"preparation": asdict(preparation), "training": recipe}
+    checkpoint = Checkpoint(unet, process, by, shape.patch, about)
+
+    def save() -> None:
+        trainer.save_state(folder / STATE)
+        about["training"] = recipe | _so_far(trainer.progress, len(rest))
+        save_checkpoint(_averaged(checkpoint, trainer), folder)
+
+    trainer.run(rest, on_step=listener.on_step, on_save=save)
+    return _averaged(checkpoint, trainer), held
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files and prints, of those that train together."""
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
+class _Once:
+    """Prepares the images on the main process; the others wait for the file."""
+
+    def __init__(
+        self, folder: Path, source: Source, preparation: Preparation, listener: Listener
+    ) -> None:
+        self.folder, self.source = folder, source
+        self.preparation, self.listener = preparation, listener
+
+    def images(self, trainer: Trainer) -> PreparedImages:
+        path = self.folder / IMAGES
+        p = self.preparation
+        if trainer.main and not path.exists():
+            listener = self.listener
+            store_source(self.source, p, path, on_image=listener.on_image, on_skip=listener.on_skip)
+        trainer.accelerator.wait_for_everyone()
+        return PreparedImages(path, (p.channels, p.height, p.width))
+
+
+def _check_folder(folder: Path, recipe: dict[str, Any], resume: bool) -> None:
+    """Refuse to train over another run, or to resume one that was set up otherwise."""
+    path = folder / RECIPE
+    if not resume:
+        if (folder / STATE).exists():
+            raise ModelError(f"{folder} holds a training: add --resume, or choose a new folder")
+        (folder / IMAGES).unlink(missing_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} can't be read ({error}): nothing to resume") from error
+    for key in ("source", "preset", "preparation", "hold_out"):
+        if before.get(key) != recipe[key]:
+            raise ModelError(
+                f"{key} is {recipe[key]!r}, but {folder} was trained with {before.get(key)!r}: "
+                "use the same, or a new folder"
+            )
+
+
+def _recipe(
+    source: Source,
+    preset: str,
+    preparation: Preparation,
+    settings: TrainingSettings,
+    hold_out: HoldOut,
+) -> dict[str, Any]:
+    """What was asked for: kept with the model, compared on resume."""
+    return {
+        "source": source.name,
+        "preset": preset,
+        "preparation": asdict(preparation),
+        "hold_out": asdict(hold_out),
+        "settings": asdict(settings),
+    }
+
+
+def _so_far(progress: Progress, images: int) -> dict[str, Any]:
+    """What came of it: steps, minutes, and the loss curve thinned to a hundred means."""
+    width = max(1, len(progress.losses) // 100)
+    curve = [
+        round(sum(progress.losses[i : i + width]) / len(progress.losses[i : i + width]), 5)
+        for i in range(0, len(progress.losses), width)
+    ]
+    return {
+        "images": images,
+        "steps": progress.step,
+        "minutes": round(progress.seconds / 60, 2),
+        "loss_curve": curve,
+        "loss_curve_steps_a_point": width,
+    }
+
+
+def _averaged(checkpoint: Checkpoint, trainer: Trainer) -> Checkpoint:
+    """The checkpoint with the moving average's weights, on a network of its own."""
+    unet = type(checkpoint.unet).from_config(checkpoint.unet.config)  # type: ignore[attr-defined]
+    weights = trainer.averaged_weights()
+    unet.load_state_dict({k.removeprefix("unet."): v for k, v in weights.items()})
+    return Checkpoint(unet, checkpoint.process, checkpoint.by, checkpoint.patch, checkpoint.about)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,85 @@
+"""Prepared images on disk: one pass over any source, then random access in flat memory."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from liftmap.images.prepare import Preparation, to_model_range
+from liftmap.images.sources import Source
+from torch import Tensor
+
+from liftmap.errors import ImageError, SourceError
+from liftmap.files import atomic_path
+
+
+class PreparedImages:
+    """Prepared uint8 images of one shape in a raw file, read through a memory map.
+
+    `rows` picks some of them, in that order, without copying.
+    """
+
+    def __init__(
+        self, path: Path, shape: tuple[int, int, int], rows: Int[np.ndarray, "n"] | None = None
+    ) -> None:
+        self.path, self.shape = path, shape
+        count = path.stat().st_size // int(np.prod(shape))
+        self._pixels = np.memmap(path, dtype=np.uint8, mode="r", shape=(count, *shape))
+        self._rows = np.arange(count) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def pixels(self, rows: Int[Tensor, "b"]) -> UInt8[Tensor, "b c h w"]:
+        """Those images as they were prepared."""
+        return torch.from_numpy(self._pixels[self._rows[rows.numpy()]])
+
+    def take(self, rows: Int[Tensor, "b"]) -> Float[Tensor, "b c h w"]:
+        """Those images in [-1, 1]."""
+        return to_model_range(self.pixels(rows))
+
+    def hold_out(
+        self, share: float, most: int, *, seed: int = 0
+    ) -> tuple["PreparedImages", "PreparedImages"]:
+        """(the rest, a random share of the images but at most `most`), disjoint, in file order."""
+        count = min(most, round(share * len(self)))
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
+        rest = np.setdiff1d(np.arange(len(self)), chosen)
+        return (
+            PreparedImages(self.path, self.shape, self._rows[rest]),
+            PreparedImages(self.path, self.shape, self._rows[chosen]),
+        )
+
+
+def store_source(
+    source: Source,
+    preparation: Preparation,
+    path: Path,
+    *,
+    on_image: Callable[[], None] = lambda: None,
+    on_skip: Callable[[str, str], None] = lambda id, reason: None,
+) -> PreparedImages:
+    """Prepare each image of a source and write it to `path`; images that can't be read are skipped.
+
+    Args:
+        on_image: called after each image, read or skipped.
+        on_skip: called with the id and the reason of each skipped image.
+
+    Raises:
+        SourceError: no image could be read.
+        OutputError: the file can't be written.
+    """
+    written = 0
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        for entry in source:
+            try:
+                file.write(preparation(entry.load()).numpy().tobytes())
+                written += 1
+            except ImageError as error:
+                on_skip(entry.id, str(error))
+            on_image()
+        if not written:
+            raise SourceError(f"{source.name}: none of its images could be read")
+    shape = (preparation.channels, preparation.height, preparation.width)
+    return PreparedImages(path, shape)

@@ -1,0 +1,206 @@
+"""Progress bars and tables of the command; everything that it prints beyond a line."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from liftmap.calibrate import Calibration
+from liftmap.detector import METHODS, Detector
+from liftmap.diffusion.training import Progress as Trained
+from liftmap.diffusion.training import TrainingSettings
+from liftmap.engines.local import Summary
+from liftmap.errors import LiftmapError
+from liftmap.fitting import Listener
+
+
+class ScoreProgress:
+    """A progress bar over images, with images/s and time left."""
+
+    def __init__(self, console: Console, total: int | None, name: str = "scoring") -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task(escape(name), total=total, rate="")
+
+    def __enter__(self) -> Callable[[Summary], None]:
+        self._bar.start()
+        return self._update
+
+    def _update(self, summary: Summary) -> None:
+        rate = f"{summary.images_per_second:.1f} images/s" if summary.computed else ""
+        self._bar.update(self._task, completed=summary.images, rate=rate)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+
+class FitProgress(Listener):
+    """Progress of preparing and training: images/s, loss, time left."""
+
+    def __init__(self, console: Console, settings: TrainingSettings, images: int | None) -> None:
+        super().__init__(self._image, self._skip, self._step, self._note, self._calibrated)
+        self._settings = settings
+        self._skipped = 0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[about]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+        )
+        self._images = images
+        self._preparing: TaskID | None = None
+        self._training: TaskID | None = None
+        self._calibrating: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def _note(self, text: str) -> None:
+        self._bar.console.print(text)
+
+    def _image(self) -> None:
+        if self._preparing is None:
+            self._preparing = self._bar.add_task("preparing", total=self._images, about="")
+        self._bar.advance(self._preparing)
+
+    def _skip(self, id: str, reason: str) -> None:
+        self._skipped += 1
+        if self._skipped <= 10:
+            self._bar.console.print(f"[yellow]skipped[/] {escape(id)}: {escape(reason)}")
+
+    def _step(self, progress: Trained) -> None:
+        if self._training is None:
+            self._training = self._bar.add_task("training", total=1.0, about="")
+        recent = progress.losses[-50:]
+        rate = progress.step * self._settings.batch / progress.seconds
+        about = f"step {progress.step}  loss {sum(recent) / len(recent):.4f}  {rate:.0f} images/s"
+        self._bar.update(self._training, completed=progress.share(self._settings), about=about)
+
+    def _calibrated(self, done: int, total: int) -> None:
+        if self._calibrating is None:
+            self._calibrating = self._bar.add_task("calibrating", total=total, about="")
+        self._bar.update(self._calibrating, completed=done, about=f"{done} of {total} images")
+
+
+def summary_lines(summary: Summary, output: Path, false_alarms: float | None) -> Iterator[str]:
+    """What `score` ends with."""
+    scored = summary.images - summary.skipped
+    yield f"{scored} images scored, {summary.skipped} skipped: {escape(str(output))}"
+    if summary.computed:
+        earlier = summary.images - summary.computed
+        before = f" ({earlier} were there from an earlier run)" if earlier else ""
+        yield f"{summary.images_per_second:.1f} images/s{before}"
+    if false_alarms is not None and scored:
+        yield (
+            f"[bold]{summary.flagged} flagged as out-of-distribution[/] "
+            f"({summary.flagged / scored:.1%}); "
+            f"of normal images {false_alarms:.1%} are expected to be"
+        )
+    for id, reason in summary.reasons.items():
+        yield f"[yellow]skipped[/] {escape(id)}: {escape(reason)}"
+    if summary.skipped > len(summary.reasons):
+        yield f"... and {summary.skipped - len(summary.reasons)} more, see the column `reason`"
+
+
+def about_table(detector: Detector) -> Table:
+    """What `info` shows."""
+    about = detector.checkpoint.about
+    training: dict[str, Any] = about.get("training", {})
+    table = Table(show_header=False, box=None, pad_edge=False)
+    channels, height, width = detector.checkpoint.image_shape
+    parameters = sum(p.numel() for p in detector.checkpoint.unet.parameters())
+    table.add_row("images", f"{height}x{width}, {channels} channel(s), {detector.preparation.fit}")
+    by = detector.checkpoint.by
+    process = type(detector.checkpoint.process).__name__
+    table.add_row(
+        "network", f"{parameters / 1e6:.1f} M parameters, {process}, predicts {by.target}"
+    )
+    if training:
+        table.add_row("trained on", f"{training.get('images', '?')} of {training.get('source')}")
+        table.add_row("for", f"{training.get('minutes')} minutes, {training.get('steps')} steps")
+        if curve := training.get("loss_curve"):
+            table.add_row("loss", f"{curve[0]:.3f} to {curve[-1]:.4f}")
+    for name, stored in _calibrations(detector):
+        table.add_row(f"calibrated ({name})", stored)
+    return table
+
+
+def _calibrations(detector: Detector) -> Iterator[tuple[str, str]]:
+    names = {method.key: name for name, method in METHODS.items()}
+    stored = detector.checkpoint.about.get("calibrations", {})
+    if not stored:
+        yield "no", "run `liftmap calibrate` to get p-values and decisions"
+    for key, value in stored.items():
+        calibration = Calibration.from_scores(value["scores"])
+        sampler = value["method"]["sampler"]
+        name = names.get(key, f"{sampler['name']}, {sampler['steps']} steps")
+        yield name, f"on {len(calibration.scores)} images; threshold {_thresholds(calibration)}"
+
+
+def _thresholds(calibration: Calibration) -> str:
+    parts = []
+    for rate in (0.01, 0.05, 0.1):
+        try:
+            parts.append(f"{calibration.threshold(rate):.4f} at {rate:.0%}")
+        except LiftmapError:
+            parts.append(f"{rate:.0%} needs {Calibration.needed(rate)} images")
+    return ", ".join(parts)
+
+
+def evaluation_table(records: list[dict[str, Any]]) -> Table:
+    """What `evaluate` shows."""
+    table = Table("in", "out", "images", "AUROC", "95% interval", "AUPR in", "AUPR out", "FPR95")
+    table.add_column("evaluations", justify="right")
+    table.add_column("images/s", justify="right")
+    for r in records:
+        table.add_row(
+            escape(r["in"]),
+            escape(r["out"]),
+            f"{r['n_in']} + {r['n_out']}",
+            f"[bold]{r['auroc']:.4f}[/]",
+            f"{r['auroc_low']:.4f} to {r['auroc_high']:.4f}",
+            f"{r['aupr_in']:.4f}",
+            f"{r['aupr_out']:.4f}",
+            f"{r['fpr95']:.4f}",
+            str(r["network_evaluations"]),
+            f"{r['images_per_second']:.1f}",
+        )
+    return table
