@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -133,7 +133,7 @@ class Detector:
         self.rows = rows or max(1, 256 * 1024 // (height * width))
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, **options: Any) -> Self:
+    def from_pretrained(cls, model: str | Path, **options: Any) -> "Detector":
         """Load a model folder, a packaged model ("fashion-mnist") or a diffusers hub id.
 
         Raises:
@@ -154,7 +154,7 @@ class Detector:
         resume: bool = False,
         listener: Listener | None = None,
         **options: Any,
-    ) -> Self:
+    ) -> "Detector":
         """Train on a source of in-domain images, calibrate on those held out, save to `output`."""
         source = open_source(source) if isinstance(source, str | Path) else source
         checkpoint, held_out = fit_checkpoint(

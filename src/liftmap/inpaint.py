@@ -77,7 +77,7 @@ def evaluations(settings: SamplerSettings, resampling: Resampling) -> int:
 def inpaint(
     denoiser: Denoiser,
     original: Float[Tensor, "n c h w"],
-    hidden: Bool[Tensor, "n 1 h w"],
+    hidden: Bool[Tensor, "#n 1 h w"],
     noise: ImageNoise,
     settings: SamplerSettings,
     resampling: Resampling | None = None,

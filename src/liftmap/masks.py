@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Bool
@@ -51,7 +50,7 @@ class MaskSettings:
             raise SettingsError("rows: need strings of one length made of # (hidden) and . (kept)")
 
     @classmethod
-    def custom(cls, hidden: Bool[Tensor, "h w"]) -> Self:
+    def custom(cls, hidden: Bool[Tensor, "h w"]) -> "MaskSettings":
         """A mask of the user's own, the same at every attempt; True = to be redrawn."""
         lines = ("".join("#" if v else "." for v in row) for row in hidden.tolist())
         return cls(kind="custom", rows=tuple(lines))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -81,7 +81,7 @@ class FitProgress(Listener):
         self._training: TaskID | None = None
         self._calibrating: TaskID | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "FitProgress":
         self._bar.start()
         return self
 

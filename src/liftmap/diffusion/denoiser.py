@@ -13,6 +13,7 @@ from liftmap.errors import SettingsError
 
 Target = Literal["noise", "v", "image", "score"]
 TimeInput = Literal["scaled", "step", "sigma"]
+ImageRange = Literal["signed", "unit"]
 Precision = Literal["bf16", "float32"]
 
 
@@ -25,14 +26,18 @@ class Parametrisation:
     time_input: "scaled" gives the network 999 t (score_sde's convention), "step" the index in
         0..T-1 of a T-step table (diffusers' DDPM), "sigma" the noise level (NCSN++).
     steps: T of the table, for "step".
+    image_range: of the network's images, "signed" [-1, 1] or "unit" [0, 1] (score_sde with
+        data.centered = False). The process is about [-1, 1] either way.
     """
 
-    target: Target = "v"
-    time_input: TimeInput = "scaled"
+    target: str = "v"
+    time_input: str = "scaled"
     steps: int = 1000
+    image_range: ImageRange = "signed"
 
     def __post_init__(self) -> None:
-        for name, choices in (("target", Target), ("time_input", TimeInput)):
+        literals = (("target", Target), ("time_input", TimeInput), ("image_range", ImageRange))
+        for name, choices in literals:
             if getattr(self, name) not in get_args(choices):
                 known = ", ".join(get_args(choices))
                 raise SettingsError(f"{name} {getattr(self, name)!r}: need one of {known}")
@@ -45,7 +50,7 @@ class Prediction(NamedTuple):
     noise: Float[Tensor, "n c h w"]
 
 
-def split(x: Tensor, answer: Tensor, alpha: Tensor, sigma: Tensor, target: Target) -> Prediction:
+def split(x: Tensor, answer: Tensor, alpha: Tensor, sigma: Tensor, target: str) -> Prediction:
     """The network's answer as image and noise; alpha and sigma broadcast against x.
 
     "v": with v = alpha noise - sigma image, alpha x - sigma v = (alpha^2 + sigma^2) image
@@ -63,9 +68,9 @@ def split(x: Tensor, answer: Tensor, alpha: Tensor, sigma: Tensor, target: Targe
 
 
 def time_input(
-    t: Float[Tensor, "n"], sigma: Float[Tensor, "n"], by: Parametrisation
-) -> Float[Tensor, "n"]:
-    """What the network is told about the noise level."""
+    t: Float[Tensor, "*n"], sigma: Float[Tensor, "*n"], by: Parametrisation
+) -> Float[Tensor, "*n"]:
+    """What the network is told about the noise level; sigma in its own range of images."""
     if by.time_input == "sigma":
         return sigma
     if by.time_input == "step":
@@ -73,10 +78,21 @@ def time_input(
     return t * 999.0
 
 
+def as_seen(x: Tensor, alpha: Tensor, sigma: Tensor, by: Parametrisation) -> tuple[Tensor, Tensor]:
+    """The noisy image and its noise level in the network's range of images.
+
+    With u = (image + 1) / 2, (x + alpha) / 2 = alpha u + sigma / 2 noise: the same alpha and the
+    same noise at half the level.
+    """
+    if by.image_range == "signed":
+        return x, sigma
+    return 0.5 * (x + alpha.to(x)), 0.5 * sigma
+
+
 def fast_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in has)
 
@@ -114,7 +130,9 @@ class Denoiser:
         """Predict image and noise from x, all of it at noise time t in (0, 1]."""
         time = torch.tensor(t, dtype=torch.float64)
         alpha, sigma = self.process.alpha(time), self.process.sigma(time)
-        told = time_input(time, sigma, self.by).float().to(x.device).expand(len(x))
+        seen, level = as_seen(x, alpha, sigma, self.by)
+        told = time_input(time, level, self.by).float().to(x.device).expand(len(x))
         with torch.inference_mode(), autocast(x.device, self.precision):
-            answer = self.network(x.contiguous(memory_format=torch.channels_last), told)
-        return split(x, answer.float(), alpha.to(x), sigma.to(x), self.by.target)
+            answer = self.network(seen.contiguous(memory_format=torch.channels_last), told)
+        image, noise = split(seen, answer.float(), alpha.to(x), level.to(x), self.by.target)
+        return Prediction(image if self.by.image_range == "signed" else 2.0 * image - 1.0, noise)

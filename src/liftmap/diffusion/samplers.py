@@ -7,7 +7,7 @@ step returns its mean, as score_sde does with `denoise=True`.
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,6 @@ from liftmap.diffusion.process import Process, log_snr, time_of_log_snr
 from liftmap.errors import SettingsError
 
 Draw = Callable[[], Tensor]
-Spacing = Literal["time", "log-snr"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class SamplerSettings:
 
     name: str = "ddim"
     steps: int = 10
-    spacing: Spacing = "time"
+    spacing: str = "time"
     eta: float = 1.0
     clip: bool = False
     corrector_snr: float = 0.0
@@ -92,7 +91,7 @@ def levels_of(process: Process, t: float, s: float) -> Levels:
 
 
 def grid(
-    process: Process, steps: int, spacing: Spacing = "time", *, start: float = 1.0
+    process: Process, steps: int, spacing: str = "time", *, start: float = 1.0
 ) -> Float[Tensor, "levels"]:
     """steps + 1 noise times from `start` down to 0.
 

@@ -1,0 +1,332 @@
+"""[detect] How far a redraw is from its original: LPIPS, MSE, SSIM, cosine of deep features.
+
+Images are float in [-1, 1], (n, channels, height, width) with 1 or 3 channels. Every distance gives
+one number a redraw, higher = further apart, and the same as a map over pixels. What it needs of the
+originals is computed once, for all attempts.
+"""
+
+from collections.abc import Callable, Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, interpolate, max_pool2d, normalize, relu
+
+from liftmap.errors import MissingExtraError, ModelError, SettingsError
+
+AT_ONCE = 1024  # redraws through a feature network at a time: bounds memory, keeps the cores busy
+
+
+class Distance(Protocol):
+    """What every distance can do."""
+
+    def reference(self, original: Float[Tensor, "b c h w"]) -> Any:
+        """Whatever of the originals is needed."""
+
+    def maps(
+        self, reference: Any, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n h w"]:
+        """Distance by pixel; redraw i belongs to original index[i]."""
+
+    def values(
+        self, reference: Any, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n"]:
+        """One number a redraw."""
+
+
+class MSE:
+    """Mean squared error over channels and pixels, on the [-1, 1] scale: 0 to 4."""
+
+    def reference(self, original: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return original
+
+    def maps(
+        self, reference: Tensor, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n h w"]:
+        return (redraw - reference[index]).square().mean(1)
+
+    def values(
+        self, reference: Tensor, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n"]:
+        return self.maps(reference, redraw, index).mean((1, 2))
+
+
+class SSIM:
+    """1 - structural similarity (Wang et al. 2004), 0 to 2, by torchmetrics."""
+
+    def reference(self, original: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return original
+
+    def maps(
+        self, reference: Tensor, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n h w"]:
+        return 1.0 - self._ssim(reference[index], redraw)[1].mean(1)
+
+    def values(
+        self, reference: Tensor, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n"]:
+        return 1.0 - self._ssim(reference[index], redraw)[0]
+
+    @staticmethod
+    def _ssim(original: Tensor, redraw: Tensor) -> tuple[Tensor, Tensor]:
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
+        value, picture = structural_similarity_index_measure(
+            redraw, original, data_range=(-1.0, 1.0), reduction="none", return_full_image=True
+        )
+        return value.reshape(len(redraw)), picture
+
+
+class Layer(NamedTuple):
+    """One of AlexNet's convolutions: stride, padding, and whether a max-pool comes before it."""
+
+    stride: int
+    padding: int
+    pooled: bool
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual image patch similarity, AlexNet, v0.1 (Zhang et al. 2018, eq. 1).
+
+    Five ReLU features, normalised over channels; their squared differences are weighted by the
+    published linear weights, averaged over pixels and summed over layers. 32x32 images go in as
+    they are. Grey images are repeated to three channels.
+    """
+
+    # torchvision's AlexNet (Krizhevsky 2014), the indices of its convolutions in `features`
+    LAYERS = {
+        0: Layer(4, 2, False),
+        3: Layer(1, 2, True),
+        6: Layer(1, 1, True),
+        8: Layer(1, 1, False),
+        10: Layer(1, 1, False),
+    }
+    # LPIPS's scaling layer: ImageNet's mean and deviation on the [-1, 1] scale
+    SHIFT = (-0.030, -0.088, -0.188)
+    SCALE = (0.458, 0.448, 0.450)
+    SMALLEST = 31  # pixels a side: below, nothing is left for the last layers
+
+    def __init__(self) -> None:
+        super().__init__()
+        from safetensors.torch import load_file
+
+        with as_file(files("liftmap") / "data" / "lpips_alex.safetensors") as path:
+            weights = load_file(path)
+        for name, tensor in weights.items():
+            self.register_buffer(name.replace(".", "_"), tensor)
+        self.register_buffer("shift", torch.tensor(self.SHIFT)[:, None, None])
+        self.register_buffer("scale", torch.tensor(self.SCALE)[:, None, None])
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """The five feature maps, of unit length over channels at each position."""
+        if min(images.shape[2:]) < self.SMALLEST:
+            height, width = images.shape[2:]
+            raise SettingsError(
+                f"LPIPS of {height}x{width} pixels: need at least {self.SMALLEST} a side; "
+                "use a larger model or the distance mse or ssim"
+            )
+        x = (_three_channels(images.float()) - self.shift) / self.scale
+        found = []
+        with torch.autocast(x.device.type, enabled=False):
+            for number, layer in self.LAYERS.items():
+                if layer.pooled:
+                    x = max_pool2d(x, 3, 2)
+                weight = getattr(self, f"features_{number}_weight")
+                bias = getattr(self, f"features_{number}_bias")
+                x = relu(conv2d(x, weight, bias, layer.stride, layer.padding))
+                found.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
+        return found
+
+    @torch.inference_mode()
+    def reference(self, original: Float[Tensor, "b c h w"]) -> list[Tensor]:
+        """The originals' five feature maps."""
+        self.to(original.device)
+        return self._features(original)
+
+    @torch.inference_mode()
+    def maps(
+        self, reference: list[Tensor], redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n h w"]:
+        """Each layer's map scaled up bilinearly and summed; its mean is near the value, not equal."""
+        size = redraw.shape[2:]
+        maps = [
+            sum(interpolate(m, size, mode="bilinear") for m in layers)[:, 0]
+            for layers in self._layers(reference, redraw, index)
+        ]
+        return torch.cat(maps)
+
+    @torch.inference_mode()
+    def values(
+        self, reference: list[Tensor], redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n"]:
+        """LPIPS, about 0 to 1."""
+        values = [
+            sum(m.mean((1, 2, 3)) for m in layers)
+            for layers in self._layers(reference, redraw, index)
+        ]
+        return torch.cat(values)
+
+    def _layers(
+        self, reference: list[Tensor], redraw: Tensor, index: Tensor
+    ) -> Iterator[list[Tensor]]:
+        """The five weighted maps (n, 1, h', w') of up to AT_ONCE redraws at a time."""
+        for part, rows in zip(redraw.split(AT_ONCE), index.split(AT_ONCE), strict=True):
+            features = self._features(part)
+            yield [
+                (
+                    (new - old[rows]).square() * getattr(self, f"lin{i}_weight").view(1, -1, 1, 1)
+                ).sum(1, keepdim=True)
+                for i, (old, new) in enumerate(zip(reference, features, strict=True))
+            ]
+
+
+class FeatureCosine(nn.Module):
+    """1 - cosine similarity of a backbone's pooled features, 0 to 2.
+
+    The paper's SimCLRv2 variant (section 3.4.2) is this with a ResNet-50 and SimCLRv2's weights.
+    """
+
+    # torchvision's normalisation of ImageNet images, moved from [0, 1] to the [-1, 1] scale
+    MEAN = (-0.030, -0.088, -0.188)
+    STD = (0.458, 0.448, 0.450)
+
+    def __init__(self, backbone: Callable[[Tensor], Tensor]) -> None:
+        """Take a function from normalised images (n, 3, h, w) to feature maps (n, k, h', w')."""
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(self.MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(self.STD)[:, None, None])
+
+    @classmethod
+    def from_backbone(cls, name: str, weights: Path | None = None) -> "FeatureCosine":
+        """A backbone by name, with a state dict from a .safetensors or .pth file; never downloads.
+
+        Args:
+            name: "torchvision:resnet50", "timm:NAME", and the like.
+
+        Raises:
+            ModelError: the weights can't be read safely, or don't fit.
+            MissingExtraError: timm is not installed.
+        """
+        library, _, model = name.partition(":")
+        if library not in BACKBONES or not model:
+            known = ", ".join(f"{key}:NAME" for key in BACKBONES)
+            raise SettingsError(f"backbone {name!r}: need one of {known}")
+        network, feature_maps = BACKBONES[library](model)
+        if weights is not None:
+            _load_backbone(network, Path(weights))
+        made = cls(feature_maps)
+        made.network = network.eval().requires_grad_(False)
+        return made
+
+    def _maps(self, images: Tensor) -> Tensor:
+        x = (_three_channels(images.float()) - self.mean) / self.std
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.cat([self.backbone(part) for part in x.split(AT_ONCE // 4)])
+
+    @torch.inference_mode()
+    def reference(self, original: Float[Tensor, "b c h w"]) -> Tensor:
+        """The originals' feature maps (b, k, h', w')."""
+        self.to(original.device)
+        return self._maps(original)
+
+    @torch.inference_mode()
+    def maps(
+        self, reference: Tensor, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n h w"]:
+        """1 - cosine at each position of the last feature maps, scaled up bilinearly."""
+        pair = normalize(self._maps(redraw), dim=1) * normalize(reference[index], dim=1)
+        apart = 1.0 - pair.sum(1, keepdim=True)
+        return interpolate(apart, redraw.shape[2:], mode="bilinear")[:, 0]
+
+    @torch.inference_mode()
+    def values(
+        self, reference: Tensor, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n"]:
+        """1 - cosine of the features averaged over positions."""
+        new = normalize(self._maps(redraw).mean((2, 3)), dim=1)
+        old = normalize(reference.mean((2, 3)), dim=1)
+        return 1.0 - (new * old[index]).sum(1)
+
+
+def _three_channels(images: Tensor) -> Tensor:
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+def _torchvision(name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    from torchvision.models import get_model, list_models
+
+    if name not in list_models():
+        raise SettingsError(f"backbone torchvision:{name}: torchvision has no such model")
+    network = get_model(name, weights=None)
+    if hasattr(network, "features"):
+        return network, network.features
+    kept = [m for n, m in network.named_children() if n not in ("avgpool", "fc", "dropout")]
+    return network, nn.Sequential(*kept)
+
+
+def _timm(name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtraError("timm", "timm") from error
+    if not timm.is_model(name):
+        raise SettingsError(f"backbone timm:{name}: timm has no such model")
+    network = timm.create_model(name, pretrained=False)
+    return network, network.forward_features
+
+
+BACKBONES: dict[str, Callable[[str], tuple[nn.Module, Callable[[Tensor], Tensor]]]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+}
+
+
+def _load_backbone(network: nn.Module, path: Path) -> None:
+    """Load a state dict; the classifier's head, which is not used, may be missing."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        found = network.load_state_dict(state, strict=False)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such file") from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, AttributeError, ValueError) as error:
+        raise ModelError(f"{path} doesn't fit the backbone: {str(error)[:300]}") from error
+    except Exception as error:  # weights_only refuses a pickle that would run code
+        raise ModelError(f"{path} is not a plain state dict and was not run: {error}") from error
+    heads = ("fc.", "classifier.", "head.")
+    missing = [k for k in found.missing_keys if not k.startswith(heads)]
+    if missing or found.unexpected_keys:
+        raise ModelError(
+            f"{path} doesn't fit the backbone: missing {missing[:3]}, "
+            f"unexpected {found.unexpected_keys[:3]}"
+        )
+
+
+DISTANCES: dict[str, Callable[[], Distance]] = {"lpips": LPIPS, "mse": MSE, "ssim": SSIM}
+
+
+def load_distance(name: str = "lpips") -> Distance:
+    """The distance of that name: one of DISTANCES, or "cosine:BACKBONE[@WEIGHTS]".
+
+    "cosine:torchvision:resnet50@simclr.pth" is the paper's SimCLRv2 variant.
+
+    Raises:
+        SettingsError: no such distance; the message lists them.
+    """
+    if name.startswith("cosine:"):
+        backbone, _, weights = name.removeprefix("cosine:").partition("@")
+        return FeatureCosine.from_backbone(backbone, Path(weights) if weights else None)
+    if name not in DISTANCES:
+        known = ", ".join(DISTANCES)
+        raise SettingsError(f"distance {name!r}: need one of {known}, cosine:BACKBONE[@WEIGHTS]")
+    return DISTANCES[name]()

@@ -1,0 +1,1 @@
+"""Measures how well scores separate in-domain from out-of-distribution images."""

@@ -1,0 +1,1 @@
+"""Images from wherever they lie to the model's input."""

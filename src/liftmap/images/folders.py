@@ -1,0 +1,88 @@
+"""Images as files: a folder with all below it, or a single file."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from liftmap.errors import ImageError, SourceError
+from liftmap.images.prepare import decode
+from liftmap.images.sources import SUFFIXES, Entry, Request, Stream
+
+
+def folder_source(request: Request) -> Stream:
+    """Every image below a folder; ids are paths relative to it, sorted within each folder.
+
+    Links to folders are followed, each folder once, so that a loop of links ends.
+    """
+    root = Path(request.spec)
+    others = _first_files(root)
+    if others is not None:
+        raise SourceError(
+            f"{root}: no images in it ({others}); known endings: {', '.join(sorted(SUFFIXES))}"
+        )
+    return Stream(
+        request.spec,
+        lambda: (Entry(p.relative_to(root).as_posix(), partial(_load, p)) for p in _images(root)),
+        lambda: sum(1 for _ in _images(root)),
+    )
+
+
+def image_source(request: Request) -> Stream:
+    """A single image file."""
+    path = Path(request.spec)
+    return Stream(request.spec, lambda: iter([Entry(path.name, partial(_load, path))]), lambda: 1)
+
+
+def _load(path: Path) -> Image.Image:
+    try:
+        return decode(path)
+    except OSError as error:
+        raise ImageError(f"can't be read ({error.strerror or error})") from error
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """All files below root, each folder once; what can't be listed is passed over."""
+    seen: set[tuple[int, int]] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as listing:
+                names = sorted((e.name, _is_folder(e)) for e in listing)
+        except OSError:
+            if folder == root:
+                raise
+            continue
+        waiting += [folder / name for name, is_folder in reversed(names) if is_folder]
+        yield from (folder / name for name, is_folder in names if not is_folder)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link to itself: loading it says why
+
+
+def _images(root: Path) -> Iterator[Path]:
+    return (path for path in _walk(root) if path.suffix.lower() in SUFFIXES)
+
+
+def _first_files(root: Path) -> str | None:
+    """None when there is an image; otherwise what is there instead."""
+    others = 0
+    try:
+        for path in _walk(root):
+            if path.suffix.lower() in SUFFIXES:
+                return None
+            others += 1
+    except OSError as error:
+        raise SourceError(f"{root}: can't be read ({error.strerror})") from error
+    return f"{others} files of other kinds" if others else "the folder is empty"

@@ -1,0 +1,165 @@
+"""Where images come from, as a lazy stream of (id, how to load it): the registry of sources.
+
+Memory doesn't grow with the number of images: folders are listed as they are walked, archives and
+arrays are read row by row.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from PIL import Image
+
+from liftmap.errors import SourceError
+
+# what Pillow may be asked to decode; GIF gives its first frame
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"))
+
+
+class Entry(NamedTuple):
+    """One image: its id, stable and unique within the source, and how to get it.
+
+    load gives a grey or RGB image, or raises ImageError.
+    """
+
+    id: str
+    load: Callable[[], Image.Image]
+
+
+class Source(Protocol):
+    """A stream of images in a fixed order, which can be walked again and again."""
+
+    name: str
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The images, one by one; raises SourceError when there are none."""
+
+    def count(self) -> int | None:
+        """How many there are, where that is cheap to know."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A source made of two functions."""
+
+    name: str
+    entries: Callable[[], Iterator[Entry]]
+    counter: Callable[[], int | None] = lambda: None
+
+    def __iter__(self) -> Iterator[Entry]:
+        first = True
+        for entry in self.entries():
+            first = False
+            yield entry
+        if first:
+            raise SourceError(f"{self.name}: no images in it")
+
+    def count(self) -> int | None:
+        return self.counter()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for: the text after the kind, and the options that some kinds take."""
+
+    spec: str
+    root: Path | None = None
+    download: bool = False
+    column: str | None = None
+
+
+def open_source(
+    spec: str | Path,
+    *,
+    root: Path | None = None,
+    download: bool = False,
+    column: str | None = None,
+) -> Source:
+    """Open a source of images by its name.
+
+    Args:
+        spec: a folder, an image, .zip, .tar[.gz], .npz[:key], .npy, IDX (-ubyte[.gz]), .parquet,
+            torchvision:NAME:split or hf:NAME:split.
+        root: the folder of torchvision's data sets.
+        download: let torchvision download.
+        column: the Parquet column of image bytes; found by its type otherwise.
+
+    Raises:
+        SourceError: nothing there, of an unknown kind, or without images; the message says which.
+        MissingExtraError: `hf:` without the extra "hub".
+    """
+    request = Request(str(spec), root, download, column)
+    prefix = request.spec.partition(":")[0]
+    named = _named()
+    if ":" in request.spec and prefix in named:
+        return named[prefix](request)
+    path = Path(request.spec)
+    if path.is_dir():
+        from liftmap.images.folders import folder_source
+
+        return folder_source(request)
+    ending, open_file = _by_ending(request.spec)
+    file = Path(request.spec.rpartition(":")[0]) if ending == ".npz:" else path
+    if not file.exists():
+        raise SourceError(f"{file}: no such file or folder")
+    return open_file(request)
+
+
+def take(source: Source, limit: int | None) -> Source:
+    """The first `limit` images of a source; all of them when it is None."""
+    if limit is None:
+        return source
+    total = source.count()
+    return Stream(
+        source.name,
+        lambda: islice(iter(source), limit),
+        lambda: limit if total is None else min(limit, total),
+    )
+
+
+Opener = Callable[[Request], Source]
+
+
+def _named() -> dict[str, Opener]:
+    """Sources by the word before the colon."""
+    from liftmap.images import datasets
+
+    return {"torchvision": datasets.torchvision_source, "hf": datasets.hub_source}
+
+
+def _endings() -> dict[str, Opener]:
+    """Sources by the end of their name; ".npz:" stands for file.npz:key."""
+    from liftmap.images import archives, arrays, folders
+
+    return {
+        ".zip": archives.zip_source,
+        ".tar": archives.tar_source,
+        ".tar.gz": archives.tar_source,
+        ".tgz": archives.tar_source,
+        ".npz": arrays.npz_source,
+        ".npz:": arrays.npz_source,
+        ".npy": arrays.npy_source,
+        "-ubyte": arrays.idx_source,
+        "-ubyte.gz": arrays.idx_source,
+        ".parquet": arrays.parquet_source,
+        **dict.fromkeys(sorted(SUFFIXES), folders.image_source),
+    }
+
+
+def _by_ending(spec: str) -> tuple[str, Opener]:
+    endings = _endings()
+    name = spec.lower()
+    if ".npz:" in name:
+        return ".npz:", endings[".npz:"]
+    for ending, opener in endings.items():
+        if name.endswith(ending):
+            return ending, opener
+    if not Path(spec).exists():
+        raise SourceError(f"{spec}: no such file or folder")
+    known = ", ".join(e for e in endings if e not in SUFFIXES and e != ".npz:")
+    raise SourceError(
+        f"{spec}: no known kind of source; need a folder, an image, a name that ends in {known}, "
+        f"or {', '.join(f'{kind}:NAME:split' for kind in _named())}"
+    )
