@@ -63,7 +63,7 @@ class Calibration:
         """Conformal p-values in (0, 1], float64: small = unlike the calibration images."""
         known = torch.tensor(self.scores, dtype=torch.float64)
         below = torch.searchsorted(known, scores.double().cpu().contiguous())
-        return (1 + len(known) - below) / (len(known) + 1)
+        return (1 + len(known) - below).double() / (len(known) + 1)
 
     def threshold(self, false_alarms: float) -> float:
         """The score above which p <= false_alarms: exactly those images are flagged.

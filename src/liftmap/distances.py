@@ -8,7 +8,7 @@ originals is computed once, for all attempts.
 from collections.abc import Callable, Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ from liftmap.errors import MissingExtraError, ModelError, SettingsError
 AT_ONCE = 1024  # redraws through a feature network at a time: bounds memory, keeps the cores busy
 
 
+@runtime_checkable
 class Distance(Protocol):
     """What every distance can do."""
 

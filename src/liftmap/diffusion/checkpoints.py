@@ -27,6 +27,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
 ABOUT = "liftmap.json"
 FORMAT = 1
+# never halved: NCSN++'s Fourier frequencies reach 50, and half precision would turn the phase of
+# log sigma by half a radian
+WHOLE = frozenset({"time_proj.weight"})
 PACKAGED = Path(__file__).parent.parent / "data" / "models"
 
 
@@ -73,7 +76,9 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, half: bool = True) 
     from safetensors.torch import save_file
 
     weights = {
-        name: tensor.detach().to("cpu", torch.float16 if half else torch.float32).contiguous()
+        name: tensor.detach()
+        .to("cpu", torch.float16 if half and name not in WHOLE else torch.float32)
+        .contiguous()
         for name, tensor in checkpoint.unet.state_dict().items()
     }
     config: Any = checkpoint.unet
@@ -98,7 +103,7 @@ def save_about(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def load_checkpoint(model: str | Path) -> Checkpoint:
-    """Read a model: a folder, the name of a packaged model, or a hub id such as google/ddpm-cifar10-32.
+    """Read a model: a folder, a packaged model's name, or a hub id as google/ddpm-cifar10-32.
 
     Raises:
         ModelError: nothing there, a file is missing, truncated or of the wrong shape, settings are

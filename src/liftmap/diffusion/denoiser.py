@@ -33,7 +33,7 @@ class Parametrisation:
     target: str = "v"
     time_input: str = "scaled"
     steps: int = 1000
-    image_range: ImageRange = "signed"
+    image_range: str = "signed"
 
     def __post_init__(self) -> None:
         literals = (("target", Target), ("time_input", TimeInput), ("image_range", ImageRange))

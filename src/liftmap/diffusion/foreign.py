@@ -135,8 +135,8 @@ def _scheduler_of(folder: Path) -> Path:
         if path.exists():
             return path
     raise ModelError(
-        f"{places[0]} is missing, and so is scheduler/{SCHEDULER}: without one the noise "
-        "schedule is unknown; copy it from the model's source, or write one with DDPMScheduler.save_config"
+        f"{places[0]} is missing, and so is scheduler/{SCHEDULER}: without one the noise schedule "
+        "is unknown; copy it from the model's source, or write it with DDPMScheduler.save_config"
     )
 
 

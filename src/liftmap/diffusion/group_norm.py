@@ -85,4 +85,4 @@ def use_channels_last(network: nn.Module) -> nn.Module:
                 fast = ChannelsLastGroupNorm(child.num_groups, child.num_channels, child.eps)
                 fast.weight, fast.bias = child.weight, child.bias
                 setattr(module, name, fast)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network.to(memory_format=torch.channels_last)

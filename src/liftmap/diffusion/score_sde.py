@@ -90,8 +90,10 @@ def import_score_sde(path: Path, *, sde: Sde = "sub-vp", image_size: int = 32) -
         zeros = {k: torch.zeros_like(v) for k, v in unet.state_dict().items() if k not in renamed}
         unet.load_state_dict(zeros | renamed)
     except (ModelError, RuntimeError, IndexError, KeyError) as error:
+        # load_state_dict lists every misfit, one a line: the first will do
+        found = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ModelError(
-            f"{path} is no ddpm_continuous checkpoint of score_sde: {error}; its NCSN++ and DDPM++ "
+            f"{path} is no ddpm_continuous checkpoint of score_sde: {found}; its NCSN++ and DDPM++ "
             "files are not supported: take them in diffusers' layout, as google/ncsnpp-*"
         ) from error
     process = SubVP() if sde == "sub-vp" else VP()
@@ -185,8 +187,12 @@ def _build(modules: dict[str, dict[str, Tensor]], layout: Layout, image_size: in
     colours = modules["conv_in"]["weight"].shape[1]
     first = [modules[f"down_blocks.{level}.resnets.0"] for level in range(layout.levels)]
     channels = tuple(block["Conv_0.weight"].shape[0] for block in first)
-    if any(c % 32 for c in channels):
-        raise ModelError(f"channels {channels} don't divide into 32 groups")
+    stem = modules["conv_in"]["weight"].shape[0]
+    if channels[0] != stem or any(c % 32 for c in channels):
+        raise ModelError(
+            f"its levels have {channels} channels after a first convolution of {stem}: "
+            "need the first level's number there, and multiples of 32"
+        )
     attends = ["Attn" if level in layout.attention else "" for level in range(layout.levels)]
     return UNet2DModel(  # type: ignore[no-any-return]
         sample_size=image_size,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -55,6 +55,7 @@ class TrainingSettings:
             raise SettingsError(f"ema={self.ema}: need at least 0 and less than 1")
 
 
+@runtime_checkable
 class TrainingImages(Protocol):
     """Prepared images by row number, wherever they lie."""
 

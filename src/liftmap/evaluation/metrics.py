@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from liftmap.errors import SettingsError
 
-Scores = Float[np.ndarray, "n"]
+Scores = Float[np.ndarray, "_"]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -31,16 +31,8 @@ def _zip_entries(path: Path) -> Iterator[Entry]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if not member.is_dir() and _wanted(member.filename):
-                yield Entry(member.filename, partial(_load_zipped, archive, member))
-
-
-def _load_zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Image.Image:
-    _check_member(member.filename, member.file_size)
-    try:
-        data = archive.read(member)
-    except Exception as error:  # zipfile raises its decompressors' own errors
-        raise ImageError(f"can't be read from the archive ({error})") from error
-    return decode(data)
+                read = partial(archive.read, member)
+                yield _entry(member.filename, member.file_size, read)
 
 
 def tar_source(request: Request) -> Stream:
@@ -59,20 +51,30 @@ def _tar_entries(path: Path) -> Iterator[Entry]:
         try:
             for member in archive:
                 if member.isfile() and _wanted(member.name):
-                    yield Entry(member.name, partial(_load_tarred, archive, member))
-                archive.members = []  # type: ignore[attr-defined]  # it keeps all it has seen
+                    yield _entry(member.name, member.size, partial(_read_tarred, archive, member))
+                archive.members = []  # it keeps all it has seen
         except (tarfile.TarError, OSError, EOFError) as error:
             raise SourceError(f"{path}: the archive is damaged ({error})") from error
 
 
-def _load_tarred(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Image.Image:
-    _check_member(member.name, member.size)
+def _read_tarred(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    return file.read() if file else b""
+
+
+def _entry(name: str, size: int, read: Callable[[], bytes]) -> Entry:
+    """An archive's member, read at once: archives are walked forward, and closed at their end."""
     try:
-        file = archive.extractfile(member)
-        data = file.read() if file else b""
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ImageError(f"can't be read from the archive ({error})") from error
-    return decode(data)
+        _check_member(name, size)
+        return Entry(name, partial(decode, read()))
+    except ImageError as error:
+        return Entry(name, partial(_refuse, str(error)))
+    except Exception as error:  # the decompressors raise errors of their own
+        return Entry(name, partial(_refuse, f"can't be read from the archive ({error})"))
+
+
+def _refuse(reason: str) -> Image.Image:
+    raise ImageError(reason)
 
 
 def _wanted(name: str) -> bool:

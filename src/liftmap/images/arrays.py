@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -62,11 +62,11 @@ OpenFile = Callable[[], AbstractContextManager[Any]]
 
 def _array_stream(name: str, opened: OpenFile) -> Stream:
     with opened() as file:
-        shape, dtype = _header(name, file)
+        shape, _ = _header(name, file)
     return Stream(name, lambda: _rows(name, opened), lambda: shape[0])
 
 
-def _header(name: str, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _header(name: str, file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of an array of images, from its header alone."""
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -115,8 +115,8 @@ def idx_source(request: Request) -> Stream:
     return Stream(request.spec, lambda: _idx_rows(path), lambda: count)
 
 
-def _open_idx(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+def _open_idx(path: Path) -> Any:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def _idx_header(path: Path) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -28,6 +28,7 @@ class Entry(NamedTuple):
     load: Callable[[], Image.Image]
 
 
+@runtime_checkable
 class Source(Protocol):
     """A stream of images in a fixed order, which can be walked again and again."""
 

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from liftmap.calibrate import Calibration
+from liftmap.errors import CalibrationError, SettingsError
+
+some_scores = st.lists(st.integers(0, 20).map(lambda v: v / 4), min_size=1, max_size=60)
+
+
+def test_p_values_count_the_scores_at_least_as_high() -> None:
+    calibration = Calibration.from_scores([3.0, 1.0, 2.0, 2.0])
+    got = calibration.p_values(torch.tensor([0.0, 2.0, 2.5, 3.0, 9.0]))
+    assert got.tolist() == [1.0, 4 / 5, 2 / 5, 2 / 5, 1 / 5]
+
+
+@given(some_scores, some_scores, st.floats(0.01, 0.99))
+def test_flagging_above_the_threshold_is_flagging_small_p_values(
+    known: list[float], new: list[float], rate: float
+) -> None:
+    calibration = Calibration.from_scores(known)
+    if len(known) < Calibration.needed(rate):
+        with pytest.raises(CalibrationError):
+            calibration.threshold(rate)
+        return
+    scores = torch.tensor(new)
+    flagged = calibration.is_ood(scores, rate)
+    assert (flagged == (calibration.p_values(scores) <= rate + 1e-12)).all()
+
+
+@pytest.mark.parametrize(("rate", "count"), [(0.05, 19), (0.1, 9), (0.01, 99), (0.3, 3), (1 / 3, 2)])
+def test_the_smallest_supported_rate_is_exact(rate: float, count: int) -> None:
+    assert Calibration.needed(rate) == count
+    enough = Calibration.from_scores(map(float, range(count)))
+    assert enough.threshold(rate) == count - 1
+    with pytest.raises(CalibrationError, match=f"at least {count} calibration images, there are"):
+        Calibration.from_scores(map(float, range(count - 1))).threshold(rate)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("count", "rate"), [(19, 0.05), (40, 0.05), (199, 0.01), (30, 0.2)])
+def test_the_false_alarm_rate_holds_over_many_calibrations(
+    count: int, rate: float, ties: bool
+) -> None:
+    draw = np.random.default_rng(count)
+    rounds, fresh = 4000, 20
+    scores = draw.gamma(2.0, size=(rounds, count + fresh))
+    if ties:
+        scores = np.round(scores * 2) / 2
+    flagged = [
+        Calibration.from_scores(row[:count].tolist()).is_ood(torch.from_numpy(row[count:]), rate).double().mean()
+        for row in scores
+    ]
+    observed, error = np.mean(flagged), np.std(flagged) / rounds**0.5
+    assert observed <= rate + 3 * error
+    if not ties:
+        exact = np.floor(round(rate * (count + 1), 9)) / (count + 1)
+        assert observed == pytest.approx(exact, abs=4 * error)
+
+
+def test_the_rate_of_one_calibration_lies_in_its_stated_interval() -> None:
+    draw = np.random.default_rng(1)
+    inside = 0
+    for _ in range(1500):
+        calibration = Calibration.from_scores(draw.uniform(size=200).tolist())
+        low, high = calibration.false_alarm_interval(0.05)
+        inside += low <= 1 - calibration.threshold(0.05) <= high
+    assert inside / 1500 == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 2.0])
+def test_a_rate_outside_its_range_is_refused(rate: float) -> None:
+    with pytest.raises(SettingsError, match=f"rate {rate}"):
+        Calibration.from_scores([1.0]).threshold(rate)
+
+
+def test_bad_scores_are_refused() -> None:
+    with pytest.raises(CalibrationError, match="0 calibration scores"):
+        Calibration.from_scores([])
+    with pytest.raises(CalibrationError, match="NaN"):
+        Calibration.from_scores([1.0, float("nan")])
+    with pytest.raises(CalibrationError, match="not sorted"):
+        Calibration((2.0, 1.0))
