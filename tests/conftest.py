@@ -7,7 +7,6 @@ install_import_hook("liftmap", "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(2)
 
 
 @pytest.fixture(autouse=True)

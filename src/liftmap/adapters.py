@@ -35,16 +35,19 @@ def pyod_detector(detector: Detector, *, contamination: float = 0.05) -> Any:
     class LiftmapDetector(BaseDetector):  # type: ignore[misc]
         """Lift, Map, Detect behind PyOD's interface."""
 
-        def fit(self, X: np.ndarray, y: Any = None) -> "LiftmapDetector":  # noqa: N803
+        def __init__(self, contamination: float = contamination) -> None:
+            super().__init__(contamination=contamination)
+
+        def fit(self, X: np.ndarray, y: Any = None) -> "LiftmapDetector":
             self._set_n_classes(y)
             self.decision_scores_ = self.decision_function(X)
             self._process_decision_scores()
             return self
 
-        def decision_function(self, X: np.ndarray) -> Float[np.ndarray, "n"]:  # noqa: N803
+        def decision_function(self, X: np.ndarray) -> Float[np.ndarray, "n"]:
             return _scores(detector, X)
 
-    return LiftmapDetector(contamination=contamination)
+    return LiftmapDetector()
 
 
 def ood_detector(detector: Detector) -> Any:

@@ -1,5 +1,6 @@
 """From a score to a p-value and a decision, by split-conformal calibration."""
 
+import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ class Calibration:
             CalibrationError: none, or one that is not finite.
         """
         return cls(tuple(sorted(float(s) for s in scores)))
+
+    @property
+    def key(self) -> str:
+        """A short hash of the scores: which calibration a p-value came from."""
+        return hashlib.sha256(repr(self.scores).encode()).hexdigest()[:16]
 
     @staticmethod
     def needed(false_alarms: float) -> int:

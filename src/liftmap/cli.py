@@ -272,7 +272,7 @@ def info(
 def import_score_sde(
     checkpoint: Annotated[Path, typer.Argument(help="score_sde's ddpm_continuous .pth file.")],
     output: Annotated[Path, typer.Option(help="Model folder to write.")],
-    sde: Annotated[str, typer.Option(help="sub-vp, vp or ve.")] = "sub-vp",
+    sde: Annotated[str, typer.Option(help="sub-vp or vp.")] = "sub-vp",
     size: Annotated[int, typer.Option(help="Pixels a side.")] = 32,
 ) -> None:
     """Turn a score_sde checkpoint, its averaged (EMA) weights, into a model folder."""

@@ -131,7 +131,7 @@ def find_model(model: str | Path) -> Path:
     Raises:
         ModelError: no such folder or packaged model, and not a hub id that can be fetched.
     """
-    if Path(model).is_dir():
+    if str(model) and Path(model).is_dir():
         return Path(model)
     packaged = sorted(p.name for p in PACKAGED.iterdir()) if PACKAGED.is_dir() else []
     if str(model) in packaged:

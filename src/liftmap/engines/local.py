@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -80,7 +80,7 @@ def score_source(
         "attempts": detector.method.attempts,
         "batch": batch,
         "false_alarms": None if uncalibrated else false_alarms,
-        "calibration": asdict(calibration)["scores"][:3] if calibration else None,
+        "calibration": calibration.key if calibration else None,
     }
     journal = Journal(output.with_name(output.name + ".part"), run)
     summary = Summary()

@@ -1,0 +1,177 @@
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from tiny import pixels, save_images, small_detector, small_method
+
+from liftmap.detector import Detector
+from liftmap.engines.local import Summary, score_source
+from liftmap.engines.tables import read_scores
+from liftmap.errors import CalibrationError, OutputError
+from liftmap.images.sources import Source, open_source, take
+
+
+def detector() -> Detector:
+    made = small_detector(small_method(attempts=2, steps=1), rows=8)  # batches of 4 images
+    made.set_calibration(i / 40 for i in range(1, 41))
+    return made
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Source:
+    return open_source(save_images(tmp_path / "images", 18))
+
+
+class Killed(BaseException):
+    """Stands for a signal that ends the process."""
+
+
+def kill_after(batches: int) -> object:
+    seen = []
+
+    def on_batch(summary: Summary) -> None:
+        seen.append(summary.images)
+        if len(seen) > batches:
+            raise Killed
+
+    return on_batch
+
+
+def test_the_table_holds_every_image_once_in_order(tmp_path: Path, images: Source) -> None:
+    made = detector()
+    summary = score_source(made, images, tmp_path / "s.parquet")
+    rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert [r["id"] for r in rows] == [f"{i:03}.png" for i in range(18)]
+    expected = made.score_pixels(pixels(18)).scores
+    assert [r["score"] for r in rows] == pytest.approx(expected.tolist(), rel=1e-5)
+    assert [r["p_value"] for r in rows] == made.calibration.p_values(expected).tolist()
+    assert all(r["is_ood"] == (r["p_value"] <= 0.05) for r in rows)
+    assert all(len(r["distances"]) == 2 and r["reason"] is None for r in rows)
+    assert (summary.images, summary.skipped, summary.computed) == (18, 0, 18)
+    assert summary.flagged == sum(r["is_ood"] for r in rows)
+    assert not (tmp_path / "s.parquet.part").exists()
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("torn", [b"", b'{"id": "01'])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    tmp_path: Path, images: Source, ending: str, torn: bytes
+) -> None:
+    whole, broken = tmp_path / f"whole{ending}", tmp_path / f"broken{ending}"
+    score_source(detector(), images, whole)
+    with pytest.raises(Killed):
+        score_source(detector(), images, broken, on_batch=kill_after(2))  # type: ignore[arg-type]
+    journal = tmp_path / f"broken{ending}.part"
+    assert not broken.exists()
+    with journal.open("ab") as file:
+        file.write(torn)  # what a kill in the middle of a write leaves
+    summary = score_source(detector(), images, broken)
+    assert summary.computed == 10, "two batches of four were there already"
+    assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_a_batch_cut_in_its_middle_is_done_again_whole(tmp_path: Path, images: Source) -> None:
+    output = tmp_path / "s.csv"
+    with pytest.raises(Killed):
+        score_source(detector(), images, output, on_batch=kill_after(2))  # type: ignore[arg-type]
+    journal = tmp_path / "s.csv.part"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:7]))  # a header, four rows, and two of the next batch
+    assert score_source(detector(), images, output).computed == 14
+
+
+def test_a_journal_of_another_run_is_not_continued(tmp_path: Path, images: Source) -> None:
+    output = tmp_path / "s.parquet"
+    with pytest.raises(Killed):
+        score_source(detector(), images, output, on_batch=kill_after(1))  # type: ignore[arg-type]
+    with pytest.raises(OutputError, match="false_alarms.*differ.*delete it to start anew"):
+        score_source(detector(), images, output, false_alarms=0.1)
+    other = small_detector(small_method(attempts=4, steps=1), rows=16)
+    with pytest.raises(OutputError, match="method, attempts"):
+        score_source(other, images, output, uncalibrated=True)
+
+
+def test_a_changed_source_is_noticed(tmp_path: Path, images: Source) -> None:
+    output = tmp_path / "s.parquet"
+    with pytest.raises(Killed):
+        score_source(detector(), images, output, on_batch=kill_after(1))  # type: ignore[arg-type]
+    (tmp_path / "images" / "000.png").unlink()
+    with pytest.raises(OutputError, match=r"'000.png' where the source now has '001.png'"):
+        score_source(detector(), images, output)
+
+
+def test_bad_images_stand_in_the_table_with_their_reason(tmp_path: Path, images: Source) -> None:
+    (tmp_path / "images" / "005.png").write_bytes(b"")
+    (tmp_path / "images" / "006.png").write_text("text")
+    clean = detector().score_pixels(pixels(18)).scores
+    summary = score_source(detector(), images, tmp_path / "s.parquet")
+    rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert summary.skipped == 2
+    assert set(summary.reasons) == {"005.png", "006.png"}
+    assert rows[5]["score"] is rows[5]["p_value"] is rows[5]["is_ood"] is rows[5]["distances"] is None
+    assert "empty" in rows[5]["reason"]
+    assert rows[7]["score"] == pytest.approx(clean[7].item(), rel=1e-3), "its neighbours are fine"
+    assert len(read_scores(tmp_path / "s.parquet")) == 16
+
+
+def test_images_that_are_all_bad_still_give_a_table(tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "images", 3)
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    summary = score_source(detector(), open_source(folder), tmp_path / "s.jsonl")
+    assert summary.skipped == 3
+    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 3
+
+
+def test_no_decision_without_a_calibration_that_supports_it(tmp_path: Path, images: Source) -> None:
+    output = tmp_path / "s.parquet"
+    bare = small_detector()
+    with pytest.raises(CalibrationError, match="liftmap calibrate"):
+        score_source(bare, images, output)
+    with pytest.raises(CalibrationError, match="needs at least 99"):
+        score_source(detector(), images, output, false_alarms=0.01)
+    score_source(bare, take(images, 2), output, uncalibrated=True)
+    rows = pq.read_table(output).to_pylist()
+    assert all(r["p_value"] is None and r["is_ood"] is None and r["score"] > 0 for r in rows)
+
+
+def test_an_unknown_ending_is_refused_before_the_work(tmp_path: Path, images: Source) -> None:
+    with pytest.raises(OutputError, match=r"\.parquet, \.csv, \.jsonl"):
+        score_source(detector(), images, tmp_path / "s.xlsx")
+
+
+def test_a_full_disk_is_reported_and_the_finished_batches_stay(
+    tmp_path: Path, images: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, calls = tmp_path / "s.csv", []
+
+    def fsync(file: int) -> None:
+        calls.append(file)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OutputError, match="No space left.*a rerun continues"):
+        score_source(detector(), images, output)
+    assert score_source(detector(), images, output).computed == 6
+
+
+def test_a_damaged_journal_is_named(tmp_path: Path, images: Source) -> None:
+    (tmp_path / "s.csv.part").write_text("rubbish\n")
+    with pytest.raises(OutputError, match="its first line"):
+        score_source(detector(), images, tmp_path / "s.csv")
+    (tmp_path / "s.csv.part").write_text('{"sour')
+    assert score_source(detector(), images, tmp_path / "s.csv").images == 18
+
+
+def test_jsonl_and_csv_say_the_same_as_parquet(tmp_path: Path, images: Source) -> None:
+    for ending in ("parquet", "jsonl", "csv"):
+        score_source(detector(), take(images, 3), tmp_path / f"s.{ending}")
+    table = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    lines = [json.loads(x) for x in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert [x["score"] for x in lines] == [x["score"] for x in table]
+    first = (tmp_path / "s.csv").read_text().splitlines()
+    assert first[0] == "id,score,p_value,is_ood,distance_0,distance_1,reason"
+    assert float(first[1].split(",")[1]) == table[0]["score"]

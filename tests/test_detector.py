@@ -1,0 +1,188 @@
+"""The contract that every scorer keeps, and what the detector adds to it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import pixels, small_checkpoint, small_detector, small_method
+
+from liftmap.detector import METHODS, Detector, Method, find_method
+from liftmap.errors import CalibrationError, ImageError, ModelError, SettingsError
+from liftmap.masks import MaskSettings
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bf16", 1e-3)])
+def test_a_score_does_not_depend_on_the_batch(precision: str, tolerance: float) -> None:
+    """Alone, in a batch of 7, of 256, reversed, and in chunks of other sizes: the same."""
+    images = pixels(256)
+    detector = small_detector(small_method(attempts=2), precision=precision)
+    together = detector.score_pixels(images).scores
+    backwards = detector.score_pixels(images.flip(0)).scores.flip(0)
+    seven = detector.score_pixels(images[:7]).scores
+    alone = torch.cat([detector.score_pixels(images[i : i + 1]).scores for i in range(7)])
+    detector.rows = 37
+    chunked = detector.score_pixels(images[:50]).scores
+    for other in (backwards, seven, alone, chunked):
+        assert torch.allclose(other, together[: len(other)], rtol=tolerance, atol=0)
+
+
+def test_scores_are_finite_repeatable_and_follow_the_seed() -> None:
+    images = pixels(5)
+    first = small_detector().score_pixels(images)
+    assert first.scores.isfinite().all()
+    assert first.distances.shape == (5, 3)
+    assert torch.equal(first.scores, small_detector().score_pixels(images).scores)
+    other = small_detector(replace(small_method(), seed=1)).score_pixels(images)
+    assert (first.scores != other.scores).all()
+
+
+def test_the_score_is_the_aggregate_of_the_distances() -> None:
+    detector = small_detector(replace(small_method(attempts=4), aggregate="mean", distance="mse"))
+    scored = detector.score_pixels(pixels(3))
+    assert torch.allclose(scored.scores, scored.distances.mean(1))
+
+
+@pytest.mark.parametrize("distance", ["lpips", "mse", "ssim"])
+@pytest.mark.parametrize("mask", ["checkerboard", "centre", "random-patches"])
+def test_every_mask_works_with_every_distance(distance: str, mask: str) -> None:
+    method = replace(small_method(2), distance=distance, mask=MaskSettings(mask))
+    assert small_detector(method).score_pixels(pixels(2)).scores.isfinite().all()
+
+
+def test_lifting_by_noise_works_and_costs_its_share() -> None:
+    method = replace(small_method(attempts=2, steps=10), start=0.5)
+    assert method.evaluations == 10
+    assert small_detector(method).score_pixels(pixels(2)).scores.isfinite().all()
+
+
+def test_images_that_are_not_square() -> None:
+    detector = small_detector(height=32, width=48)
+    picture = np.zeros((20, 70), np.uint8)
+    assert detector.score(picture).shape == (1,)
+    assert detector.explain(picture).distance_map.shape == (32, 48)
+
+
+def test_all_forms_of_images_are_taken(tmp_path: Path) -> None:
+    image = Image.fromarray(pixels(1)[0, 0].numpy())
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    forms = [image, array, array / 255.0, tmp_path / "a.png", [str(tmp_path / "a.png")]]
+    forms += [torch.from_numpy(array.copy())[None], array[None, ..., None], pixels(1)]
+    scores = torch.cat([small_detector().score(form) for form in forms])
+    assert (scores == scores[0]).all()
+
+
+def test_bad_images_are_named() -> None:
+    detector = small_detector()
+    with pytest.raises(ImageError, match="NaN"):
+        detector.score(np.full((8, 8), np.nan))
+    with pytest.raises(ImageError, match="shape"):
+        detector.score(torch.zeros(2, 2, 2, 2, 2))
+
+
+def test_decisions_need_a_calibration_of_the_same_method() -> None:
+    detector = small_detector()
+    with pytest.raises(CalibrationError, match="no calibration for this method"):
+        detector.predict(pixels(1))
+    detector.set_calibration(float(i) for i in range(30))
+    found = detector.predict(pixels(2), false_alarms=0.05)
+    assert found.p_values.tolist() == [1.0, 1.0] or (found.p_values <= 1).all()
+    with pytest.raises(CalibrationError, match="needs at least 99"):
+        detector.predict(pixels(1), false_alarms=0.01)
+    other = Detector(detector.checkpoint, method=small_method(attempts=4), device="cpu")
+    with pytest.raises(CalibrationError, match="no calibration for this method"):
+        other.predict(pixels(1))
+
+
+def test_predictions_agree_with_their_calibration() -> None:
+    detector = small_detector()
+    scores = detector.score_pixels(pixels(40)).scores
+    detector.set_calibration(scores.tolist())
+    found = detector.predict(pixels(40), false_alarms=0.1)
+    assert (found.is_ood == (found.p_values <= 0.1)).all()
+    assert found.is_ood.sum() == 3, "k = floor(0.1 * 41) = 4 ranks, less the image itself"
+
+
+def test_a_saved_detector_scores_and_decides_alike(tmp_path: Path) -> None:
+    detector = small_detector()
+    detector.checkpoint.unet.half().float()
+    detector.set_calibration([0.1, 0.2, 0.3])
+    detector.save(tmp_path / "m")
+    loaded = Detector.from_pretrained(tmp_path / "m", method=small_method(), device="cpu")
+    images = pixels(4)
+    assert torch.allclose(loaded.score_pixels(images).scores, detector.score_pixels(images).scores)
+    assert loaded.calibration == detector.calibration
+
+
+def test_known_pixels_come_back_in_the_explanation() -> None:
+    detector = small_detector()
+    found = detector.explain(Image.fromarray(pixels(1)[0, 0].numpy()))
+    known = ~found.hidden.expand_as(found.redraws)
+    original = found.original.expand_as(found.redraws)
+    assert torch.equal(found.redraws[known], original[known])
+    assert found.p_value is None
+    assert found.score == pytest.approx(found.distances.quantile(0.5).item())
+    assert 0 <= found.typical < 3
+
+
+def test_rows_halve_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = small_detector(rows=16)
+    whole = detector.score_pixels(pixels(8)).scores
+    real = Detector._redraw
+
+    def greedy(self: Detector, original: torch.Tensor, *more: object) -> torch.Tensor:
+        if len(original) > 5:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
+        return real(self, original, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Detector, "_redraw", greedy)
+    assert torch.allclose(detector.score_pixels(pixels(8)).scores, whole, rtol=1e-3)
+    assert detector.rows == 4
+
+
+def test_memory_for_nothing_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*args: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Detector, "_redraw", greedy)
+    with pytest.raises(ModelError, match="not enough memory for a single redraw"):
+        small_detector().score_pixels(pixels(1))
+
+
+def test_other_errors_are_not_taken_for_missing_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Detector, "_redraw", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        small_detector().score_pixels(pixels(1))
+
+
+def test_the_paper_method_is_the_published_protocol() -> None:
+    paper = find_method("paper")
+    assert paper.evaluations == 10_000
+    assert (paper.attempts, paper.distance, paper.aggregate) == (10, "lpips", "median")
+    assert (paper.mask.kind, paper.mask.cells) == ("checkerboard", 8)
+    assert (paper.sampler.name, paper.sampler.steps) == ("euler-maruyama", 1000)
+
+
+def test_methods_are_found_by_name_and_told_apart() -> None:
+    with pytest.raises(SettingsError, match="fast, paper"):
+        find_method("slow")
+    keys = {m.key for m in METHODS.values()} | {Method(seed=1).key, Method(attempts=9).key}
+    assert len(keys) == 4
+    with pytest.raises(SettingsError, match="attempts=0"):
+        Method(attempts=0)
+
+
+def test_a_preparation_of_another_size_is_refused() -> None:
+    checkpoint = small_checkpoint()
+    checkpoint.about["preparation"] = {"height": 16, "width": 16, "channels": 1}
+    with pytest.raises(ModelError, match="mixes two models"):
+        Detector(checkpoint)
+    checkpoint.about["preparation"] = {"height": 32, "width": 32, "channels": 1, "breadth": 3}
+    with pytest.raises(ModelError, match="breadth"):
+        Detector(checkpoint)

@@ -1,0 +1,56 @@
+"""A detector small enough for tests: a real, untrained 32x32 UNet, and images to feed it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from liftmap.detector import METHODS, Detector, Method
+from liftmap.diffusion.checkpoints import Checkpoint
+from liftmap.diffusion.denoiser import Parametrisation
+from liftmap.diffusion.network import Preset, build_unet
+from liftmap.diffusion.process import VP
+from liftmap.diffusion.samplers import SamplerSettings
+
+SMALL = Preset((32, 32), blocks=1, attention=(), patch=4)
+
+
+def small_method(attempts: int = 3, steps: int = 2) -> Method:
+    return replace(METHODS["fast"], attempts=attempts, sampler=SamplerSettings(steps=steps))
+
+
+def small_checkpoint(height: int = 32, width: int = 32, channels: int = 1) -> Checkpoint:
+    torch.manual_seed(1)
+    unet = build_unet(SMALL, height=height, width=width, channels=channels)
+    return Checkpoint(unet, VP(), Parametrisation(), SMALL.patch)
+
+
+def small_detector(method: Method | None = None, **options: object) -> Detector:
+    height = int(options.pop("height", 32))  # type: ignore[call-overload]
+    width = int(options.pop("width", 32))  # type: ignore[call-overload]
+    made = small_checkpoint(height, width)
+    return Detector(made, method=method or small_method(), device="cpu", **options)  # type: ignore[arg-type]
+
+
+def calibrated_model(folder: Path, count: int = 40) -> Path:
+    """A model folder that `score` takes as it is, calibrated for the method `fast`."""
+    detector = Detector(small_checkpoint(), device="cpu")
+    detector.set_calibration([i / count for i in range(1, count + 1)])
+    detector.save(folder)
+    return folder
+
+
+def pixels(count: int, *, seed: int = 0, channels: int = 1) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, channels, 5, 5, generator=draw)
+    smooth = torch.nn.functional.interpolate(coarse, (32, 32), mode="bilinear")
+    return (smooth * 255).to(torch.uint8)
+
+
+def save_images(folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(pixels(count)):
+        Image.fromarray(np.asarray(image[0])).save(folder / f"{i:03}.png")
+    return folder
