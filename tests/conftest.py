@@ -8,7 +8,6 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 
-
 @pytest.fixture(autouse=True)
 def _global_seed() -> None:
     torch.manual_seed(0)

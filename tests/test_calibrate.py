@@ -30,7 +30,9 @@ def test_flagging_above_the_threshold_is_flagging_small_p_values(
     assert (flagged == (calibration.p_values(scores) <= rate + 1e-12)).all()
 
 
-@pytest.mark.parametrize(("rate", "count"), [(0.05, 19), (0.1, 9), (0.01, 99), (0.3, 3), (1 / 3, 2)])
+@pytest.mark.parametrize(
+    ("rate", "count"), [(0.05, 19), (0.1, 9), (0.01, 99), (0.3, 3), (1 / 3, 2)]
+)
 def test_the_smallest_supported_rate_is_exact(rate: float, count: int) -> None:
     assert Calibration.needed(rate) == count
     enough = Calibration.from_scores(map(float, range(count)))
@@ -50,7 +52,10 @@ def test_the_false_alarm_rate_holds_over_many_calibrations(
     if ties:
         scores = np.round(scores * 2) / 2
     flagged = [
-        Calibration.from_scores(row[:count].tolist()).is_ood(torch.from_numpy(row[count:]), rate).double().mean()
+        Calibration.from_scores(row[:count].tolist())
+        .is_ood(torch.from_numpy(row[count:]), rate)
+        .double()
+        .mean()
         for row in scores
     ]
     observed, error = np.mean(flagged), np.std(flagged) / rounds**0.5

@@ -24,7 +24,9 @@ def test_lpips_gives_the_published_values(name: str, published: float) -> None:
     lpips = load_distance("lpips")
     reference = lpips.reference(patch("ex_ref"))
     assert round(lpips.values(reference, patch(name), ONE).item(), 4) == published
-    assert lpips.maps(reference, patch(name), ONE).mean().item() == pytest.approx(published, rel=0.02)
+    assert lpips.maps(reference, patch(name), ONE).mean().item() == pytest.approx(
+        published, rel=0.02
+    )
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 48), (33, 40)])
@@ -35,7 +37,13 @@ def test_lpips_equals_the_lpips_package(size: tuple[int, int]) -> None:
     theirs = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     weights = load_file("src/liftmap/data/lpips_alex.safetensors")
     convolutions = {f"features.{i}": w for i, w in enumerate((0, 3, 6, 8, 10))}
-    slices = [theirs.net.slice1, theirs.net.slice2, theirs.net.slice3, theirs.net.slice4, theirs.net.slice5]
+    slices = [
+        theirs.net.slice1,
+        theirs.net.slice2,
+        theirs.net.slice3,
+        theirs.net.slice4,
+        theirs.net.slice5,
+    ]
     for part, index in zip(slices, convolutions.values(), strict=True):
         layer = getattr(part, str(index))
         layer.weight.data = weights[f"features.{index}.weight"]
@@ -53,9 +61,13 @@ NAMES = ["lpips", "mse", "ssim"]
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_distance_is_zero_on_itself_and_grows_with_the_damage(name: str, channels: int) -> None:
+def test_every_distance_is_zero_on_itself_and_grows_with_the_damage(
+    name: str, channels: int
+) -> None:
     distance = load_distance(name)
-    x = torch.nn.functional.interpolate(torch.rand(3, channels, 8, 8) * 2 - 1, (32, 40), mode="bilinear")
+    x = torch.nn.functional.interpolate(
+        torch.rand(3, channels, 8, 8) * 2 - 1, (32, 40), mode="bilinear"
+    )
     reference, index = distance.reference(x), torch.arange(3)
     noise = torch.randn_like(x)
     values = [distance.values(reference, x + s * noise, index) for s in (0.0, 0.05, 0.3)]
@@ -82,14 +94,19 @@ def test_redraws_are_compared_with_their_own_original(name: str) -> None:
     y = torch.rand(6, 1, 32, 32) * 2 - 1
     index = torch.tensor([2, 0, 1, 1, 2, 0])
     together = distance.values(distance.reference(x), y, index)
-    alone = [distance.values(distance.reference(x[i : i + 1]), y[r : r + 1], ONE) for r, i in enumerate(index)]
+    alone = [
+        distance.values(distance.reference(x[i : i + 1]), y[r : r + 1], ONE)
+        for r, i in enumerate(index)
+    ]
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
 def test_mse_is_the_mean_squared_error() -> None:
     x, y = torch.rand(2, 5, 3, 9, 7)
     mse = load_distance("mse")
-    assert torch.allclose(mse.values(mse.reference(x), y, torch.arange(5)), (x - y).square().mean((1, 2, 3)))
+    assert torch.allclose(
+        mse.values(mse.reference(x), y, torch.arange(5)), (x - y).square().mean((1, 2, 3))
+    )
 
 
 def test_lpips_says_what_size_it_needs() -> None:

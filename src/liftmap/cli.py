@@ -92,6 +92,7 @@ def train(
     hold_out: Annotated[float, typer.Option(help="Share kept for calibration.")] = 0.05,
     hold_out_most: Annotated[int, typer.Option(help="At most so many are kept.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    save_every: Annotated[float, typer.Option(help="Minutes between saved states.")] = 3.0,
     method: MethodOption = "fast",
     limit: LimitOption = None,
     root: RootOption = None,
@@ -114,6 +115,7 @@ def train(
         learning_rate=learning_rate,
         flip=flip,
         seed=seed,
+        save_every_minutes=save_every,
     )
     opened = _open(source, root, download, limit)
     with FitProgress(console, settings, opened.count()) as listener:

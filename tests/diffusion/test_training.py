@@ -97,7 +97,7 @@ def test_every_image_comes_once_an_epoch() -> None:
 
 def test_noise_times_are_spread_evenly() -> None:
     t = plan_step(0, 40, (1, 1, 1), TrainingSettings(steps=1, batch=64)).t.sort().values
-    assert 1e-3 <= t[0]
+    assert t[0] >= 1e-3
     assert t[-1] <= 1
     assert t.diff().max() < 2.1 / 64
 

@@ -110,7 +110,9 @@ def test_bad_images_stand_in_the_table_with_their_reason(tmp_path: Path, images:
     rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
     assert summary.skipped == 2
     assert set(summary.reasons) == {"005.png", "006.png"}
-    assert rows[5]["score"] is rows[5]["p_value"] is rows[5]["is_ood"] is rows[5]["distances"] is None
+    assert (
+        rows[5]["score"] is rows[5]["p_value"] is rows[5]["is_ood"] is rows[5]["distances"] is None
+    )
     assert "empty" in rows[5]["reason"]
     assert rows[7]["score"] == pytest.approx(clean[7].item(), rel=1e-3), "its neighbours are fine"
     assert len(read_scores(tmp_path / "s.parquet")) == 16

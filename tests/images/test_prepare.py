@@ -103,11 +103,15 @@ def png_bomb(side: int = 20_000) -> bytes:
     """A valid PNG of side x side black pixels, a few hundred kilobytes long."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,8 +181,13 @@ def test_all_forms_of_a_picture_give_the_same_image(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(2, 40), st.integers(2, 40), st.integers(2, 40), st.integers(2, 40),
-    st.sampled_from(["stretch", "crop", "pad"]), st.sampled_from([1, 3]), st.integers(0, 255),
+    st.integers(2, 40),
+    st.integers(2, 40),
+    st.integers(2, 40),
+    st.integers(2, 40),
+    st.sampled_from(["stretch", "crop", "pad"]),
+    st.sampled_from([1, 3]),
+    st.integers(0, 255),
 )
 def test_preparation_keeps_constants_and_gives_the_asked_shape(
     height: int, width: int, h: int, w: int, fit: str, channels: int, value: int

@@ -252,7 +252,12 @@ def test_damaged_containers_are_named(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((3, 5)), np.zeros((3, 5, 5, 2), np.uint8), np.zeros((3, 5, 5), np.int64), np.zeros((3, 4, 4), "S3")],
+    [
+        np.zeros((3, 5)),
+        np.zeros((3, 5, 5, 2), np.uint8),
+        np.zeros((3, 5, 5), np.int64),
+        np.zeros((3, 4, 4), "S3"),
+    ],
 )
 def test_arrays_of_the_wrong_kind_are_refused(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "n.npy", array)

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from liftmap.evaluation.metrics import auroc, roc_points
 
+from liftmap.evaluation.metrics import auroc, roc_points
 from liftmap.files import atomic_path
 
 Scores = Float[np.ndarray, "_"]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from liftmap.evaluation.metrics import evaluate_scores
 
+from liftmap.evaluation.metrics import evaluate_scores
 from liftmap.evaluation.plots import draw_histogram, draw_roc
 from liftmap.files import atomic_path
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from liftmap.images.prepare import Preparation, to_model_range
-from liftmap.images.sources import Source
 from torch import Tensor
 
 from liftmap.errors import ImageError, SourceError
 from liftmap.files import atomic_path
+from liftmap.images.prepare import Preparation, to_model_range
+from liftmap.images.sources import Source
 
 
 class PreparedImages:

@@ -1,0 +1,238 @@
+"""The command as a user runs it, on a network that trains in seconds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tiny import SMALL, calibrated_model, pixels, save_images
+from typer.testing import CliRunner, Result
+
+from liftmap.cli import app
+from liftmap.diffusion import network
+
+run = CliRunner()
+
+
+def liftmap(*words: object, code: int = 0) -> Result:
+    done = run.invoke(app, [str(w) for w in words])
+    assert done.exit_code == code, done.output + repr(done.exception)
+    return done
+
+
+def words(result: Result) -> str:
+    """Output without the line breaks that a narrow terminal puts in."""
+    return " ".join(result.output.split())
+
+
+@pytest.fixture(autouse=True)
+def _small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(network.PRESETS, "test", SMALL)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return save_images(tmp_path / "images", 60)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return calibrated_model(tmp_path / "model")
+
+
+FAST = ("--steps", 1, "--attempts", 2)
+
+
+def train(images: Path, output: Path, *more: object, code: int = 0) -> Result:
+    base = ("--preset", "test", "--channels", 1, "--batch", 8, "--hold-out", 0.5)
+    return liftmap("train", images, "--output", output, *base, *more, code=code)
+
+
+def test_train_calibrates_and_score_decides(tmp_path: Path, images: Path) -> None:
+    output = tmp_path / "m"
+    done = train(images, output, "--steps", 3)
+    assert "30 images to train on, 30 held out" in words(done)
+    assert "calibrated (fast) on 30 images" in words(done)
+    about = json.loads((output / "liftmap.json").read_text())
+    assert about["training"]["steps"] == 3
+    scores = tmp_path / "s.parquet"
+    done = liftmap("score", images, "--model", output, "--output", scores, "--limit", 6)
+    assert "6 images scored, 0 skipped" in words(done)
+    assert "flagged as out-of-distribution" in words(done)
+    assert pq.read_table(scores).num_rows == 6
+
+
+def test_training_goes_on_where_it_stopped(tmp_path: Path, images: Path) -> None:
+    output = tmp_path / "m"
+    train(images, output, "--steps", 2)
+    refused = train(images, output, "--steps", 4, code=1)
+    assert "add --resume" in words(refused)
+    train(images, output, "--steps", 4, "--resume")
+    assert json.loads((output / "liftmap.json").read_text())["training"]["steps"] == 4
+    other = train(images, output, "--steps", 5, "--resume", "--size", "64", code=1)
+    assert "was trained with" in words(other)
+
+
+def test_train_reports_what_it_skips_and_refuses_what_it_cannot_do(
+    tmp_path: Path, images: Path
+) -> None:
+    (images / "000.png").write_bytes(b"")
+    assert "skipped 000.png" in words(train(images, tmp_path / "m", "--steps", 1))
+    assert "multiples of 8" in words(train(images, tmp_path / "n", "--size", "33", code=1))
+    assert "--size 3x" in words(train(images, tmp_path / "n", "--size", "3x", code=1))
+    done = liftmap("train", images, "--output", tmp_path / "n", "--preset", "huge", code=1)
+    assert "need one of tiny, small, ddpm, ncsnpp" in words(done)
+
+
+def test_calibrate_replaces_the_stored_scores(tmp_path: Path, images: Path, model: Path) -> None:
+    before = (model / "diffusion_pytorch_model.safetensors").read_bytes()
+    liftmap("calibrate", images, "--model", model, *FAST, "--limit", 25)
+    stored = json.loads((model / "liftmap.json").read_text())["calibrations"]
+    assert sorted(len(v["scores"]) for v in stored.values()) == [25, 40]
+    assert (model / "diffusion_pytorch_model.safetensors").read_bytes() == before
+    liftmap("score", images, "--model", model, "--output", tmp_path / "s.csv", *FAST, "--limit", 3)
+
+
+def test_score_needs_a_calibration_for_its_method_and_rate(
+    tmp_path: Path, images: Path, model: Path
+) -> None:
+    base = ("score", images, "--model", model, "--output", tmp_path / "s.csv", "--limit", 3)
+    assert "no calibration for this method" in words(liftmap(*base, *FAST, code=1))
+    needs = liftmap(*base, "--false-alarms", 0.01, code=1)
+    assert "needs at least 99 calibration images, there are 40" in words(needs)
+    assert "need more than 0" in words(liftmap(*base, "--false-alarms", 1.5, code=1))
+    liftmap(*base, *FAST, "--uncalibrated")
+
+
+def test_evaluate_writes_figures_and_pictures(tmp_path: Path, images: Path, model: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (20, 32, 32), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", images=noise)
+    output = tmp_path / "e"
+    sources = (images, f"{tmp_path}/noise.npz", images)
+    done = liftmap("evaluate", *sources, "--model", model, "--output", output, *FAST)
+    assert "AUROC" in done.output
+    records = json.loads((output / "evaluation.json").read_text())
+    assert [(r["n_in"], r["n_out"]) for r in records] == [(60, 20), (60, 60)]
+    keys = "in out n_in n_out auroc auroc_low auroc_high aupr_in aupr_out fpr95 method"
+    assert set(keys.split()) | {"network_evaluations", "images_per_second"} <= set(records[0])
+    assert records[0]["network_evaluations"] == 2
+    assert records[0]["auroc"] > 0.9, "noise is unlike anything smooth, whatever the network"
+    assert records[1]["auroc"] == pytest.approx(0.5), "the same images on both sides"
+    assert {"roc.png", "histogram.png"} <= {p.name for p in output.iterdir()}
+
+
+def test_info_says_what_a_model_is(model: Path) -> None:
+    shown = words(liftmap("info", model))
+    assert "32x32, 1 channel(s)" in shown
+    assert "calibrated (fast) on 40 images" in shown
+    assert "1% needs 99 images" in shown
+
+
+def test_a_model_that_is_not_there_lists_the_packaged_ones() -> None:
+    assert "packaged models: fashion-mnist" in words(liftmap("info", "nowhere", code=1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda m: (m / "diffusion_pytorch_model.safetensors").unlink(), "is missing"),
+        (lambda m: os.truncate(m / "diffusion_pytorch_model.safetensors", 1000), "truncated"),
+        (lambda m: (m / "config.json").unlink(), "is missing"),
+        (lambda m: (m / "config.json").write_text("{"), "can't be read as JSON"),
+        (lambda m: (m / "liftmap.json").write_text("[]"), "need a JSON object"),
+        (lambda m: edit(m, "parametrisation", {"colour": 1}), "colour"),
+        (lambda m: edit(m, "preparation", {"height": 32, "width": 32, "channels": 1, "x": 1}), "x"),
+        (lambda m: edit(m, "process", {"kind": "vq"}), "need one of vp"),
+        (lambda m: edit(m, "patch", 2), "liftmap.json prepares"),
+    ],
+)
+def test_damaged_model_folders_are_named(model: Path, damage: object, message: str) -> None:
+    damage(model)  # type: ignore[operator]
+    assert message in words(liftmap("info", model, code=1))
+
+
+def edit(model: Path, key: str, value: object) -> None:
+    about = json.loads((model / "liftmap.json").read_text())
+    (model / "liftmap.json").write_text(json.dumps(about | {key: value}))
+
+
+def test_help_teaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "liftmap demo" in liftmap("--help").output
+    for command in ("train", "calibrate", "score", "evaluate", "demo", "info", "import-score-sde"):
+        assert command in liftmap("--help").output
+        assert liftmap(command, "--help").output
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "liftmap", *map(str, words)]
+
+
+def wait_for(condition: object, process: "subprocess.Popen[str]", seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "too slow"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_score_continues_to_the_same_table(
+    tmp_path: Path, model: Path, sent: signal.Signals
+) -> None:
+    images = save_images(tmp_path / "many", 400)
+    whole, broken = tmp_path / "whole.parquet", tmp_path / "broken.parquet"
+    options = ("--model", model, *FAST, "--uncalibrated", "--rows", 16)
+    liftmap("score", images, *options, "--output", whole)
+    journal = tmp_path / "broken.parquet.part"
+    process = subprocess.Popen(
+        command("score", images, *options, "--output", broken),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: journal.exists() and journal.stat().st_size > 3000, process)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
+    if sent == signal.SIGINT:
+        assert "run the same command to go on" in " ".join(errors.split())
+        assert "Traceback" not in errors
+    assert journal.exists()
+    assert not broken.exists()
+    shown = words(liftmap("score", images, *options, "--output", broken))
+    assert "were there from an earlier run" in shown
+    assert broken.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_training_resumes(tmp_path: Path, images: Path, sent: signal.Signals) -> None:
+    output = tmp_path / "m"
+    options = ("--preset", "tiny", "--channels", 1, "--batch", 8, "--save-every", 0.0, "--steps")
+    process = subprocess.Popen(
+        command("train", images, "--output", output, *options, 5000),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    state = output / "training.safetensors"
+    wait_for(state.exists, process)
+    process.send_signal(sent)
+    process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else 130)
+    first = json.loads((output / "liftmap.json").read_text())["training"]["steps"]
+    assert first >= 1
+    options = (*options[:-3], "--hold-out", 0.05, "--steps", first + 2)
+    liftmap("train", images, "--output", output, *options, "--resume", *("--hold-out-most", 2000))
+    about = json.loads((output / "liftmap.json").read_text())
+    assert about["training"]["steps"] >= first + 2
+
+
+def test_the_pixels_of_the_tests_are_not_all_alike() -> None:
+    assert pixels(2)[0].float().std() > 10
