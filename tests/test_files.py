@@ -28,7 +28,10 @@ def test_a_failure_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="No space left.*free space"), atomic_path(tmp_path / "a"):
+    with (
+        pytest.raises(OutputError, match=r"No space left.*free space"),
+        atomic_path(tmp_path / "a"),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 

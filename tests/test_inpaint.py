@@ -61,7 +61,7 @@ def test_known_pixels_return_unchanged(name: str, process: Process) -> None:
 
 
 def test_redraws_follow_the_conditional_distribution() -> None:
-    """Hidden pixels given known ones: mean C_hk C_kk^-1 x_k (Algorithm 2 tends to it from below)."""
+    """Hidden pixels given known ones: mean C_hk C_kk^-1 x_k (Algorithm 2 comes from below)."""
     cov, count = covariance(), 1500
     original = (
         torch.linspace(-0.8, 0.8, SIDE * SIDE).view(1, 1, SIDE, SIDE).expand(count, -1, -1, -1)
@@ -69,12 +69,12 @@ def test_redraws_follow_the_conditional_distribution() -> None:
     hidden = stripes()
     h, k = hidden.flatten(), ~hidden.flatten()
     exact = cov[h][:, k] @ torch.linalg.inv(cov[k][:, k]) @ original[0].flatten()[k].double()
-    settings = SamplerSettings("ddim", 60)
+    settings = SamplerSettings("ddim", 200)
     redraw = inpaint(
         GaussianDenoiser(cov, VP()), original, hidden, noise(count), settings, Resampling(5, 5)
     )
     mean = redraw.flatten(1)[:, h].mean(0).double()
-    assert torch.allclose(mean, exact, atol=0.09)
+    assert torch.allclose(mean, exact, atol=0.06)
 
 
 def test_resampling_brings_redraws_nearer_to_the_known_pixels() -> None:

@@ -1,5 +1,6 @@
 """From a score to a p-value and a decision, by split-conformal calibration."""
 
+import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,12 +18,12 @@ class Calibration:
     """Split-conformal calibration: n scores of in-domain images that were not trained on.
 
     The guarantee: if a new image and the n calibration images are exchangeable (independent draws
-    from one distribution are), then its p-value, p = (1 + #{calibration scores >= score}) / (n + 1),
-    satisfies P(p <= a) <= a for every a in (0, 1), with any scoring function and any distribution
-    of scores (Vovk, Gammerman & Shafer 2005, "Algorithmic Learning in a Random World"; Bates et al.
-    2023, "Testing for outliers with conformal p-values"). So flagging p <= a has a false-alarm
-    rate of at most a. Without ties the rate is exactly k / (n + 1), k = floor(a (n + 1)); ties only
-    lower it.
+    from one distribution are), then its p-value,
+    p = (1 + #{calibration scores >= score}) / (n + 1), satisfies P(p <= a) <= a for every a in
+    (0, 1), with any scoring function and any distribution of scores (Vovk, Gammerman & Shafer 2005,
+    "Algorithmic Learning in a Random World"; Bates et al. 2023, "Testing for outliers with
+    conformal p-values"). So flagging p <= a has a false-alarm rate of at most a. Without ties the
+    rate is exactly k / (n + 1), k = floor(a (n + 1)); ties only lower it.
 
     This is marginal: P is over the draw of the image and of the calibration set together. Given one
     calibration set, the rate on further in-domain images is a random quantity fixed by that set.
@@ -61,6 +62,11 @@ class Calibration:
             CalibrationError: no scores, or one that is not finite.
         """
         return cls(tuple(sorted(float(score) for score in scores)))
+
+    @property
+    def key(self) -> str:
+        """A name for exactly these scores: decisions made with others are not to be mixed."""
+        return hashlib.sha256(repr(self.scores).encode()).hexdigest()[:16]
 
     @staticmethod
     def needed(false_alarms: float) -> int:
@@ -101,7 +107,7 @@ class Calibration:
     def is_ood(self, scores: Float[Tensor, "b"], false_alarms: float) -> Bool[Tensor, "b"]:
         """Whether p <= false_alarms, on the CPU; raises as `threshold` and `p_values` do.
 
-        >>> calibration = Calibration.from_scores(range(19))
+        >>> calibration = Calibration.from_scores(map(float, range(19)))
         >>> calibration.is_ood(torch.tensor([18.0, 18.5]), false_alarms=0.05).tolist()
         [False, True]
         """

@@ -1,6 +1,5 @@
-"""The `liftmap` command: parse, call, print. Heavy modules are imported where a command needs them."""
+"""The `liftmap` command: parse, call, print. Heavy modules are imported where they are needed."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -123,7 +122,7 @@ def train(
             opened,
             output,
             preset=preset,
-            preparation=Preparation(height, width, channels, fit),  # type: ignore[arg-type]
+            preparation=Preparation(height, width, channels, fit),
             training=settings,
             hold_out=HoldOut(hold_out, hold_out_most),
             resume=resume,
@@ -352,4 +351,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

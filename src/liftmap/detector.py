@@ -1,6 +1,7 @@
 """Lift, Map, Detect, whole: the file to read first. Each stage is a module; here is their order.
 
-pixels -> hidden (masks) -> redraws (inpaint) -> distances -> score (aggregate) -> decision (calibrate)
+pixels -> hidden (masks) -> redraws (inpaint) -> distances -> score (aggregate)
+-> p-value and decision (calibrate)
 """
 
 import hashlib
@@ -10,8 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
+from PIL.Image import Image
 from torch import Tensor
 
 from liftmap.aggregate import aggregate
@@ -93,7 +96,7 @@ class Scored(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Scores with what they mean: the share of in-domain images at least as odd, and the decision."""
+    """Scores, the share of in-domain images at least as odd (p-value), and the decisions."""
 
     scores: Float[Tensor, "b"]
     p_values: Float[Tensor, "b"]
@@ -301,8 +304,8 @@ class Detector:
         found = self.checkpoint.about.get("calibrations", {}).get(self.method.key)
         if found is None:
             raise CalibrationError(
-                "the model has no calibration for this method: run `liftmap calibrate` on in-domain "
-                "images that were not trained on, with the same method"
+                "the model has no calibration for this method: run `liftmap calibrate` with it on "
+                "in-domain images that were not trained on"
             )
         try:
             return Calibration.from_scores(found["scores"])
@@ -318,7 +321,8 @@ class Detector:
             on_batch: called with the number of images scored so far, and of all.
         """
         scores: list[float] = []
-        for rows in torch.arange(len(images)).split(self.batch):
+        for first in range(0, len(images), self.batch):
+            rows = torch.arange(first, min(first + self.batch, len(images)))
             scores += self.score_pixels(images.pixels(rows)).scores.tolist()
             if on_batch:
                 on_batch(len(scores), len(images))
@@ -360,10 +364,10 @@ def _preparation(checkpoint: Checkpoint, channels: int, height: int, width: int)
     return preparation
 
 
-def _as_list(images: Any) -> list[Picture]:
+def _as_list(images: Picture | Iterable[Picture]) -> list[Picture]:
     """One or many images as a list; 4-D arrays and tensors are batches."""
-    if isinstance(images, str | Path | bytes) or not isinstance(images, Iterable):
-        return [images]
-    if hasattr(images, "ndim"):
+    if isinstance(images, np.ndarray | Tensor):
         return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, str | Path | bytes | Image):
+        return [images]
     return list(images)

@@ -8,7 +8,7 @@ originals is computed once, for all attempts.
 from collections.abc import Callable, Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,9 @@ from torch.nn.functional import conv2d, interpolate, max_pool2d, normalize, relu
 
 from liftmap.errors import MissingExtraError, ModelError, SettingsError
 
+# ImageNet's mean and deviation of red, green, blue on the [-1, 1] scale (LPIPS's scaling layer)
+IMAGENET_MEAN = (-0.030, -0.088, -0.188)
+IMAGENET_STD = (0.458, 0.448, 0.450)
 AT_ONCE = 1024  # redraws through a feature network at a time: bounds memory, keeps the cores busy
 
 
@@ -98,16 +101,13 @@ class LPIPS(nn.Module):
     """
 
     # torchvision's AlexNet (Krizhevsky 2014), the indices of its convolutions in `features`
-    LAYERS = {
+    LAYERS: ClassVar = {
         0: Layer(4, 2, False),
         3: Layer(1, 2, True),
         6: Layer(1, 1, True),
         8: Layer(1, 1, False),
         10: Layer(1, 1, False),
     }
-    # LPIPS's scaling layer: ImageNet's mean and deviation on the [-1, 1] scale
-    SHIFT = (-0.030, -0.088, -0.188)
-    SCALE = (0.458, 0.448, 0.450)
     SMALLEST = 31  # pixels a side: below, nothing is left for the last layers
 
     def __init__(self) -> None:
@@ -118,8 +118,6 @@ class LPIPS(nn.Module):
             weights = load_file(path)
         for name, tensor in weights.items():
             self.register_buffer(name.replace(".", "_"), tensor)
-        self.register_buffer("shift", torch.tensor(self.SHIFT)[:, None, None])
-        self.register_buffer("scale", torch.tensor(self.SCALE)[:, None, None])
 
     def _features(self, images: Tensor) -> list[Tensor]:
         """The five feature maps, of unit length over channels at each position."""
@@ -129,7 +127,7 @@ class LPIPS(nn.Module):
                 f"LPIPS of {height}x{width} pixels: need at least {self.SMALLEST} a side; "
                 "use a larger model or the distance mse or ssim"
             )
-        x = (_three_channels(images.float()) - self.shift) / self.scale
+        x = _as_imagenet(images)
         found = []
         with torch.autocast(x.device.type, enabled=False):
             for number, layer in self.LAYERS.items():
@@ -151,10 +149,10 @@ class LPIPS(nn.Module):
     def maps(
         self, reference: list[Tensor], redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
     ) -> Float[Tensor, "n h w"]:
-        """Each layer's map scaled up bilinearly and summed; its mean is near the value, not equal."""
+        """Each layer's map, scaled up bilinearly and summed; the mean is near the value."""
         size = redraw.shape[2:]
         maps = [
-            sum(interpolate(m, size, mode="bilinear") for m in layers)[:, 0]
+            torch.cat([interpolate(m, size, mode="bilinear") for m in layers], 1).sum(1)
             for layers in self._layers(reference, redraw, index)
         ]
         return torch.cat(maps)
@@ -165,7 +163,7 @@ class LPIPS(nn.Module):
     ) -> Float[Tensor, "n"]:
         """LPIPS, about 0 to 1."""
         values = [
-            sum(m.mean((1, 2, 3)) for m in layers)
+            torch.stack([m.mean((1, 2, 3)) for m in layers]).sum(0)
             for layers in self._layers(reference, redraw, index)
         ]
         return torch.cat(values)
@@ -174,7 +172,9 @@ class LPIPS(nn.Module):
         self, reference: list[Tensor], redraw: Tensor, index: Tensor
     ) -> Iterator[list[Tensor]]:
         """The five weighted maps (n, 1, h', w') of up to AT_ONCE redraws at a time."""
-        for part, rows in zip(redraw.split(AT_ONCE), index.split(AT_ONCE), strict=True):
+        for part, rows in zip(
+            torch.split(redraw, AT_ONCE), torch.split(index, AT_ONCE), strict=True
+        ):
             features = self._features(part)
             yield [
                 (
@@ -190,16 +190,10 @@ class FeatureCosine(nn.Module):
     The paper's SimCLRv2 variant (section 3.4.2) is this with a ResNet-50 and SimCLRv2's weights.
     """
 
-    # torchvision's normalisation of ImageNet images, moved from [0, 1] to the [-1, 1] scale
-    MEAN = (-0.030, -0.088, -0.188)
-    STD = (0.458, 0.448, 0.450)
-
     def __init__(self, backbone: Callable[[Tensor], Tensor]) -> None:
         """Take a function from normalised images (n, 3, h, w) to feature maps (n, k, h', w')."""
         super().__init__()
         self.backbone = backbone
-        self.register_buffer("mean", torch.tensor(self.MEAN)[:, None, None])
-        self.register_buffer("std", torch.tensor(self.STD)[:, None, None])
 
     @classmethod
     def from_backbone(cls, name: str, weights: Path | None = None) -> "FeatureCosine":
@@ -224,9 +218,9 @@ class FeatureCosine(nn.Module):
         return made
 
     def _maps(self, images: Tensor) -> Tensor:
-        x = (_three_channels(images.float()) - self.mean) / self.std
+        x = _as_imagenet(images)
         with torch.autocast(x.device.type, enabled=False):
-            return torch.cat([self.backbone(part) for part in x.split(AT_ONCE // 4)])
+            return torch.cat([self.backbone(part) for part in torch.split(x, AT_ONCE // 4)])
 
     @torch.inference_mode()
     def reference(self, original: Float[Tensor, "b c h w"]) -> Tensor:
@@ -253,8 +247,11 @@ class FeatureCosine(nn.Module):
         return 1.0 - (new * old[index]).sum(1)
 
 
-def _three_channels(images: Tensor) -> Tensor:
-    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+def _as_imagenet(images: Tensor) -> Tensor:
+    """Grey or RGB in [-1, 1] as RGB of ImageNet's mean and deviation."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None]
+    return (images.float() - mean) / std  # a grey channel becomes three by broadcasting
 
 
 def _torchvision(name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:

@@ -1,4 +1,4 @@
-"""What was hidden, what was redrawn there, and where the redraw differs: data, and a picture of it."""
+"""What was hidden, what was redrawn, and where the redraw differs: data, and a picture of it."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -75,7 +75,7 @@ def fit_checkpoint(
     listener = listener or Listener()
     shape = find_preset(preset)
     by = Parametrisation(
-        target=shape.prediction,  # type: ignore[arg-type]
+        target=shape.prediction,
         time_input="sigma" if shape.skip else "scaled",
     )
     torch.manual_seed(settings.seed)

@@ -1,4 +1,4 @@
-"""[map] Redraw the hidden pixels with the diffusion model: the paper's Algorithm 2, over any sampler.
+"""[map] Redraw the hidden pixels with the diffusion model: Algorithm 2, over any sampler.
 
 The path is planned first (`plan`), then walked (`_walk`). After each move the known pixels are the
 original's, noised afresh to the level arrived at.
@@ -100,7 +100,7 @@ def noise_and_denoise(
     settings: SamplerSettings,
     start: float,
 ) -> Float[Tensor, "n c h w"]:
-    """Lift by noise instead of a mask: noise to time `start` in (0, 1], then denoise (section 3.4.4).
+    """Lift by noise, not by a mask: noise to time `start` in (0, 1], then denoise (section 3.4.4).
 
     The paper's t = 250, 500, 750 of T = 1000 are start = 0.25, 0.5, 0.75. The sampler's steps
     are taken as those of the whole path, so that a share `start` of them is walked.
@@ -154,6 +154,6 @@ def _noised(process: Process, image: Tensor, t: float, noise: Tensor) -> Tensor:
 
 
 def _renoised(process: Process, x: Tensor, move: Move, noise: Tensor) -> Tensor:
-    """RePaint (Lugmayr et al. 2022), Algorithm 1 line 10. Departure: one draw over the whole jump."""
+    """RePaint (Lugmayr et al. 2022), Algorithm 1 line 10. Departure: one draw for the jump."""
     back = levels_of(process, move.end, move.start)
     return back.ratio * x + back.added * noise

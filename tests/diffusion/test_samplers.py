@@ -87,7 +87,7 @@ def test_a_mixture_of_two_comes_out_with_its_weights_and_covariance(name: str) -
 
 
 def test_deterministic_solvers_converge_with_their_order() -> None:
-    """For Gaussian data the probability-flow ODE maps x to mean + std / total * (x - alpha mean)."""
+    """For Gaussian data the probability-flow ODE maps x to mean + std / total (x - alpha mean)."""
     process = VP()
     denoiser = ExactDenoiser(process, [MEAN], [STD], [1.0])
     x = torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 1, 3, 3)

@@ -211,7 +211,8 @@ made = trainer(6)
 losses = made.run(Blobs()).losses
 if made.main:
     print("losses", *losses)
-    print("weights", *(round(float(w.double().abs().sum()), 5) for w in made.averaged_weights().values()))
+    weights = made.averaged_weights().values()
+    print("weights", *(round(float(w.double().abs().sum()), 5) for w in weights))
 """
 
 

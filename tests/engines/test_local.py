@@ -86,7 +86,7 @@ def test_a_journal_of_another_run_is_not_continued(tmp_path: Path, images: Sourc
     output = tmp_path / "s.parquet"
     with pytest.raises(Killed):
         score_source(detector(), images, output, on_batch=kill_after(1))  # type: ignore[arg-type]
-    with pytest.raises(OutputError, match="false_alarms.*differ.*delete it to start anew"):
+    with pytest.raises(OutputError, match=r"false_alarms.*differ.*delete it to start anew"):
         score_source(detector(), images, output, false_alarms=0.1)
     other = small_detector(small_method(attempts=4, steps=1), rows=16)
     with pytest.raises(OutputError, match="method, attempts"):
@@ -155,7 +155,7 @@ def test_a_full_disk_is_reported_and_the_finished_batches_stay(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OutputError, match="No space left.*a rerun continues"):
+    with pytest.raises(OutputError, match=r"No space left.*a rerun continues"):
         score_source(detector(), images, output)
     assert score_source(detector(), images, output).computed == 6
 

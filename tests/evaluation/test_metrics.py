@@ -6,6 +6,11 @@ from sklearn.metrics import roc_auc_score
 
 from liftmap.errors import SettingsError
 from liftmap.evaluation.metrics import (
+    _auroc_by_ranks,
+    _measures,
+    _places,
+    aupr_in,
+    aupr_out,
     auroc,
     evaluate_scores,
     fpr_at_95_tpr,
@@ -21,7 +26,17 @@ def test_auroc_is_scikit_learns_on_ties_and_by_ranks(inside: np.ndarray, out: np
     labels = np.repeat([0, 1], [len(inside), len(out)])
     expected = roc_auc_score(labels, np.concatenate([inside, out]))
     assert auroc(inside, out) == pytest.approx(expected)
-    assert evaluate_scores(inside, out, resamples=2).auroc.value == pytest.approx(expected)
+
+
+@given(side, side)
+def test_bootstrap_measures_by_counting_are_scikit_learns(
+    inside: np.ndarray, out: np.ndarray
+) -> None:
+    places = _places(inside, out)
+    counted = _measures(*places)
+    expected = (auroc, aupr_in, aupr_out, fpr_at_95_tpr)
+    assert counted == pytest.approx([measure(inside, out) for measure in expected])
+    assert _auroc_by_ranks(inside, out) == pytest.approx(auroc(inside, out))
 
 
 @given(side, side)
@@ -68,7 +83,7 @@ def test_pairing_shrinks_the_interval_of_a_difference() -> None:
     draw = np.random.default_rng(0)
     inside, out = draw.normal(0, 1, 500), draw.normal(1, 1, 500)
     close = (inside + draw.normal(0, 0.1, 500), out + draw.normal(0, 0.1, 500))
-    found = paired_auroc_difference((inside, out), close, resamples=300)
+    found = paired_auroc_difference(inside, out, *close, resamples=300)
     alone = evaluate_scores(inside, out, resamples=300).auroc
     assert found.low < found.value < found.high
     assert found.high - found.low < 0.5 * (alone.high - alone.low)
@@ -80,4 +95,4 @@ def test_bad_sides_are_named() -> None:
     with pytest.raises(SettingsError, match="1 out-of-distribution scores are not finite"):
         auroc(np.array([1.0]), np.array([np.nan]))
     with pytest.raises(SettingsError, match="the same images"):
-        paired_auroc_difference((np.zeros(2), np.zeros(2)), (np.zeros(2), np.zeros(3)))
+        paired_auroc_difference(np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(3))

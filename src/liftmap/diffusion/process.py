@@ -1,4 +1,4 @@
-"""Noise processes as two functions of time, alpha(t) and sigma(t); t runs from 0 (image) to 1 (noise).
+"""Noise processes as two functions of time, alpha(t) and sigma(t), t from 0 (image) to 1 (noise).
 
 A noisy image is x_t = alpha(t) x_0 + sigma(t) noise. The drift and diffusion of the matching SDE,
 dx = drift(t) x dt + diffusion(t) dw, follow from these two (Song et al. 2021, "Score-Based
@@ -39,7 +39,7 @@ class Process(Protocol):
 def _check_betas(beta_min: float, beta_max: float) -> None:
     if not 0 < beta_min <= beta_max:
         raise SettingsError(
-            f"beta_min={beta_min}, beta_max={beta_max}: need 0 < beta_min <= beta_max, as 0.1 and 20"
+            f"beta_min={beta_min}, beta_max={beta_max}: need 0 < beta_min <= beta_max, like 0.1, 20"
         )
 
 
@@ -93,7 +93,7 @@ class SubVP(VP):
 
 @dataclass(frozen=True)
 class VE:
-    """Variance-exploding: the image stays, the noise grows geometrically (Song et al. 2021, eq. 30).
+    """Variance-exploding: the image stays, noise grows geometrically (Song et al. 2021, eq. 30).
 
     sigma(0) = sigma_min, not 0: noise that small is taken to be part of the images.
     """

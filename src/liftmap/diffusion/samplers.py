@@ -1,10 +1,11 @@
-"""Samplers: where the noise levels lie (one grid) and how to go from one to the next (one step each).
+"""Samplers: where the noise levels lie (a grid) and how to go from one to the next (a step).
 
 A step is a function over plain tensors. Each ends noise-free when it arrives at time 0: the last
 step returns its mean, as score_sde does with `denoise=True`.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -78,7 +79,7 @@ class Levels(NamedTuple):
     @property
     def added(self) -> float:
         """Standard deviation of the noise added on the way from s back to t."""
-        return float(max(0.0, self.sigma_t**2 - self.ratio**2 * self.sigma_s**2) ** 0.5)
+        return math.sqrt(max(0.0, self.sigma_t**2 - self.ratio**2 * self.sigma_s**2))
 
 
 def levels_of(process: Process, t: float, s: float) -> Levels:
@@ -104,8 +105,8 @@ def grid(
     """
     if spacing == "time" or steps == 1:
         return torch.linspace(start, 0.0, steps + 1, dtype=torch.float64)
-    ends = log_snr(process, torch.tensor([start, min(1e-3, start)], dtype=torch.float64)).tolist()
-    times = time_of_log_snr(process, torch.linspace(*ends, steps, dtype=torch.float64))
+    low, high = log_snr(process, torch.tensor([start, min(1e-3, start)], dtype=torch.float64))
+    times = time_of_log_snr(process, torch.linspace(low, high, steps, dtype=torch.float64))
     times[0] = start
     return torch.cat([times, times.new_zeros(1)])
 
@@ -131,7 +132,7 @@ def ddim(
 ) -> Tensor:
     """Song et al. 2021, DDIM, eq. 12 and 16, for any alpha and sigma; eta = 1 is ancestral DDPM."""
     fresh = settings.eta * at.sigma_s / at.sigma_t * at.added
-    kept = max(0.0, at.sigma_s**2 - fresh**2) ** 0.5
+    kept = math.sqrt(max(0.0, at.sigma_s**2 - fresh**2))
     mean = at.alpha_s * prediction.image + kept * prediction.noise
     return mean + fresh * draw() if fresh > 0 else mean
 
@@ -147,7 +148,7 @@ def euler_maruyama(
     """One Euler-Maruyama step of the reverse SDE (Song et al. 2021, eq. 6)."""
     dt = at.t - at.s
     score = -prediction.noise / at.sigma_t
-    mean = x - (at.drift * x - at.diffusion**2 * score) * dt
+    mean: Tensor = x - (at.drift * x - at.diffusion**2 * score) * dt
     return mean + at.diffusion * dt**0.5 * draw() if at.s > 0 else mean
 
 
@@ -186,7 +187,7 @@ def dpm_solver_pp(
         image = (1.0 + weight) * image - weight * memory.image
     memory.image, memory.half_log_snr_step = prediction.image, step
     shrink = at.sigma_s / at.sigma_t
-    # alpha_s (1 - e^-step) = alpha_s - shrink alpha_t: eq. 9's coefficient, without the cancellation
+    # alpha_s (1 - e^-step) = alpha_s - shrink alpha_t: eq. 9's coefficient without cancellation
     return shrink * x + (at.alpha_s - shrink * at.alpha_t) * image
 
 
@@ -209,9 +210,15 @@ def langevin(x: Tensor, prediction: Prediction, at: Levels, draw: Draw, snr: flo
     a result doesn't depend on the batch.
     """
     score, noise = -prediction.noise / at.sigma_t, draw()
-    size = lambda v: v.flatten(1).norm(dim=1)[:, None, None, None]  # noqa: E731
-    step = 2.0 * at.ratio**2 * (snr * size(noise) / size(score)).square()
-    return x + step * score + (2.0 * step).sqrt() * noise
+    step = 2.0 * at.ratio**2 * (snr * _norm(noise) / _norm(score)).square()
+    corrected: Tensor = x + step * score + (2.0 * step).sqrt() * noise
+    return corrected
+
+
+def _norm(v: Tensor) -> Tensor:
+    """Each image's Euclidean norm, (n, 1, 1, 1)."""
+    norm: Tensor = torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True)
+    return norm
 
 
 def denoise_step(

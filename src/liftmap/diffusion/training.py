@@ -108,7 +108,7 @@ def plan_step(
     draw = torch.Generator().manual_seed(_mix(settings.seed, 1, step))
     positions = torch.arange(step * batch, (step + 1) * batch)
     rows = torch.empty(batch, dtype=torch.long)
-    for epoch in (positions // count).unique().tolist():
+    for epoch in range(step * batch // count, (step * batch + batch - 1) // count + 1):
         here = positions // count == epoch
         rows[here] = _epoch_order(count, settings.seed, epoch)[positions[here] % count]
     t = (torch.rand((), generator=draw) + torch.arange(batch) / batch) % 1.0
@@ -156,7 +156,7 @@ def loss_of(
     if by.target == "score":
         answer = -sigma * answer
     target = {"v": alpha * noise - sigma * images, "image": images}.get(by.target, noise)
-    return (answer - target).square().mean()
+    return torch.nn.functional.mse_loss(answer, target)
 
 
 def learning_rate(progress: Progress, settings: TrainingSettings) -> float:

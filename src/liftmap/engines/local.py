@@ -171,11 +171,10 @@ class Journal:
                 self.path.write_text("", encoding="utf-8")
                 return
             self._check_run(header)
-            lines, whole = 0, file.tell()
-            for line in file:
+            whole = file.tell()
+            for lines, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break
-                lines += 1
                 if lines % self.run["batch"] == 0:
                     whole = file.tell()
         os.truncate(self.path, whole)
@@ -204,8 +203,8 @@ class Journal:
         if entry is None or entry.id != row["id"]:
             now = "its end" if entry is None else repr(entry.id)
             raise OutputError(
-                f"{self.path} goes on with {row['id']!r} where the source now has {now}: the source "
-                "has changed; delete the file to start anew"
+                f"{self.path} goes on with {row['id']!r} where the source now has {now}: "
+                "the source has changed; delete the file to start anew"
             )
 
     def append(self, file: TextIO, rows: list[dict[str, Any]]) -> None:

@@ -71,7 +71,7 @@ def check_format(path: Path) -> None:
 
 
 def write_table(rows: Iterable[Row], path: Path, attempts: int) -> None:
-    """Write rows in the format that the path's ending names; the old file stays until all is written.
+    """Write rows in the format that the path's ending names; replaces an old file when done.
 
     Raises:
         OutputError: unknown ending, or the file can't be written.

@@ -4,7 +4,7 @@ Scores are (n,), higher = more out-of-distribution. OOD images are the positives
 negatives, except in AUPR-in. Point values of AUROC and AUPR are scikit-learn's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,7 @@ class Detection:
     aupr_in: average precision with in-domain images as positives, by the negated score.
     aupr_out: average precision with OOD images as positives.
     fpr95: the share of in-domain images flagged at the threshold that catches at least 95% of the
-        OOD images (FPR@95TPR with OOD as positives; papers that take in-domain as positives differ).
+        OOD images (OOD are the positives; papers that take in-domain as positives differ).
     """
 
     auroc: Interval
@@ -112,7 +112,7 @@ def evaluate_scores(
     ]
     tails = _tails(drawn, confidence)
     found = [Interval(v, *tail) for v, tail in zip(values, tails, strict=True)]
-    return Detection(*found, n_in=n_in, n_out=n_out)
+    return Detection(found[0], found[1], found[2], found[3], n_in=n_in, n_out=n_out)
 
 
 def paired_auroc_difference(
@@ -204,7 +204,7 @@ def _resampled(n_in: int, n_out: int, resamples: int, seed: int) -> Iterator[tup
         yield draw.integers(0, n_in, n_in), draw.integers(0, n_out, n_out)
 
 
-def _tails(drawn: list[tuple[float, ...]], confidence: float) -> list[tuple[float, float]]:
+def _tails(drawn: Sequence[tuple[float, ...]], confidence: float) -> list[tuple[float, float]]:
     """The (low, high) percentiles of each measure over the resamples."""
     if not 0 < confidence < 1:
         raise SettingsError(f"confidence={confidence}: need more than 0 and less than 1")

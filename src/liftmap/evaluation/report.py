@@ -1,4 +1,4 @@
-"""Scores of one in-domain and several OOD sources as evaluation.json, a ROC plot and a histogram."""
+"""Scores of an in-domain and several OOD sources as evaluation.json, ROC plot and histogram."""
 
 import json
 from dataclasses import dataclass

@@ -52,7 +52,7 @@ def _tar_entries(path: Path) -> Iterator[Entry]:
             for member in archive:
                 if member.isfile() and _wanted(member.name):
                     yield _entry(member.name, member.size, partial(_read_tarred, archive, member))
-                archive.members = []  # it keeps all it has seen
+                archive.members = []  # type: ignore[attr-defined]  # it keeps all it has seen
         except (tarfile.TarError, OSError, EOFError) as error:
             raise SourceError(f"{path}: the archive is damaged ({error})") from error
 

@@ -1,4 +1,4 @@
-"""Images as rows of arrays and tables: .npz, .npy, IDX, Parquet; read row by row, never unpickled."""
+"""Images as rows of arrays and tables: .npz, .npy, IDX, Parquet; read by row, never unpickled."""
 
 import gzip
 import struct
@@ -145,7 +145,7 @@ def _idx_rows(path: Path) -> Iterator[Entry]:
 
 
 def parquet_source(request: Request) -> Stream:
-    """Encoded images in a Parquet column of bytes, or of structs {bytes, path} as `datasets` writes.
+    """Encoded images in a Parquet column of bytes, or of {bytes, path} as `datasets` writes.
 
     Ids come from a column `id` where there is one, and are row numbers otherwise.
     """
@@ -159,7 +159,7 @@ def parquet_source(request: Request) -> Stream:
     except (pa.ArrowInvalid, OSError) as error:
         raise SourceError(f"{path}: can't be read as Parquet ({error})") from error
     column = request.column or next((f.name for f in schema if _holds_images(f.type)), None)
-    if column not in schema.names:
+    if column is None or column not in schema.names:
         raise SourceError(f"{path}: no column {column or 'of image bytes'}: it has {schema.names}")
     return Stream(
         request.spec, lambda: _parquet_rows(path, column, "id" in schema.names), lambda: count
@@ -170,7 +170,7 @@ def _holds_images(kind: Any) -> bool:
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
+        return bool(kind.get_field_index("bytes") >= 0)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 

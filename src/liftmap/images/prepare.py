@@ -9,12 +9,12 @@ import warnings
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from liftmap.errors import ImageError, SettingsError
@@ -71,7 +71,8 @@ class Preparation:
 def decode(data: bytes | str | Path | BinaryIO) -> Image.Image:
     """Decode an image file to grey ("L") or RGB: EXIF orientation applied, alpha laid on white.
 
-    16-bit grey is scaled to 8 bits, palettes and CMYK become RGB, animations give their first frame.
+    16-bit grey is scaled to 8 bits, palettes and CMYK become RGB, animations give one frame, the
+    first.
 
     Raises:
         ImageError: empty, truncated, no image, more pixels than Pillow's limit, or smaller than
@@ -89,7 +90,7 @@ def decode(data: bytes | str | Path | BinaryIO) -> Image.Image:
                 return _plain(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"too many pixels, which may be an attack ({error})") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         empty = isinstance(data, str | Path) and Path(data).stat().st_size == 0
         reason = "the file is empty" if empty else "not an image, or of an unknown format"
         raise ImageError(reason) from error
@@ -102,8 +103,8 @@ def decode(data: bytes | str | Path | BinaryIO) -> Image.Image:
 def to_image(picture: Picture) -> Image.Image:
     """Any accepted form of a picture as a grey or RGB Pillow image.
 
-    Arrays are (h, w) or (h, w, c), tensors (c, h, w), with 1, 3 or 4 channels (4 = with alpha): uint8,
-    bool, uint16 over its full range, or floats in [0, 1].
+    Arrays are (h, w) or (h, w, c), tensors (c, h, w), with 1, 3 or 4 channels (4 = with alpha):
+    uint8, bool, uint16 over its full range, or floats in [0, 1].
 
     Raises:
         ImageError: wrong shape, type or range, or NaN; the message names what was found.
@@ -119,7 +120,7 @@ def to_image(picture: Picture) -> Image.Image:
     if isinstance(picture, bytes | str | Path):
         return decode(picture)
     raise ImageError(
-        f"a {type(picture).__name__} is no picture: need a Pillow image, array, tensor, path or bytes"
+        f"a {type(picture).__name__} is no picture: need a Pillow image, array, tensor, path, bytes"
     )
 
 
@@ -182,8 +183,3 @@ def fingerprint(pixels: UInt8[Tensor, "c h w"]) -> int:
     digest = blake2b(repr(tuple(pixels.shape)).encode(), digest_size=8)
     digest.update(pixels.contiguous().numpy().tobytes())
     return int.from_bytes(digest.digest(), "big")
-
-
-def is_batch(images: Any) -> bool:
-    """Whether an array or tensor holds several images: four axes."""
-    return getattr(images, "ndim", 0) == 4

@@ -32,7 +32,9 @@ class Entry(NamedTuple):
 class Source(Protocol):
     """A stream of images in a fixed order, which can be walked again and again."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it was opened as."""
 
     def __iter__(self) -> Iterator[Entry]:
         """The images, one by one; raises SourceError when there are none."""
