@@ -125,7 +125,7 @@ class Calibration:
         Raises:
             SettingsError: the confidence is not in (0, 1), and as `threshold` does.
         """
-        from scipy.stats import beta  # type: ignore[import-untyped, unused-ignore]
+        from scipy.stats import beta
 
         if not 0 < confidence < 1:
             raise SettingsError(f"confidence {confidence}: need more than 0 and less than 1")

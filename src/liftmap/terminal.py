@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -27,6 +28,24 @@ from liftmap.errors import LiftmapError
 from liftmap.fitting import Listener
 
 
+class _Log:
+    """Plain lines now and then, where the output is a file and a bar would not show."""
+
+    EVERY = 30.0  # seconds
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._next = bar, monotonic() + self.EVERY
+
+    def tell(self, task: TaskID, about: str) -> None:
+        """Print how far the task has come, unless there is a terminal or it is too soon."""
+        if self._bar.console.is_terminal or monotonic() < self._next:
+            return
+        self._next = monotonic() + self.EVERY
+        at = next(t for t in self._bar.tasks if t.id == task)
+        left = "" if at.time_remaining is None else f", {at.time_remaining / 60:.0f} minutes left"
+        self._bar.console.print(f"{at.description} {at.percentage:.0f}%  {about}{left}")
+
+
 class ScoreProgress:
     """A progress bar over images, with images/s and time left."""
 
@@ -41,6 +60,7 @@ class ScoreProgress:
             console=console,
         )
         self._task = self._bar.add_task(escape(name), total=total, rate="")
+        self._log = _Log(self._bar)
 
     def __enter__(self) -> Callable[[Summary], None]:
         self._bar.start()
@@ -49,6 +69,7 @@ class ScoreProgress:
     def _update(self, summary: Summary) -> None:
         rate = f"{summary.images_per_second:.1f} images/s" if summary.computed else ""
         self._bar.update(self._task, completed=summary.images, rate=rate)
+        self._log.tell(self._task, f"{summary.images} images  {rate}")
 
     def __exit__(
         self,
@@ -76,6 +97,7 @@ class FitProgress(Listener):
             TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
         )
+        self._log = _Log(self._bar)
         self._images = images
         self._preparing: TaskID | None = None
         self._training: TaskID | None = None
@@ -100,6 +122,7 @@ class FitProgress(Listener):
         if self._preparing is None:
             self._preparing = self._bar.add_task("preparing", total=self._images, about="")
         self._bar.advance(self._preparing)
+        self._log.tell(self._preparing, "")
 
     def _skip(self, id: str, reason: str) -> None:
         self._skipped += 1
@@ -113,11 +136,14 @@ class FitProgress(Listener):
         rate = progress.step * self._settings.batch / progress.seconds
         about = f"step {progress.step}  loss {sum(recent) / len(recent):.4f}  {rate:.0f} images/s"
         self._bar.update(self._training, completed=progress.share(self._settings), about=about)
+        self._log.tell(self._training, about)
 
     def _calibrated(self, done: int, total: int) -> None:
         if self._calibrating is None:
             self._calibrating = self._bar.add_task("calibrating", total=total, about="")
-        self._bar.update(self._calibrating, completed=done, about=f"{done} of {total} images")
+        about = f"{done} of {total} images"
+        self._bar.update(self._calibrating, completed=done, about=about)
+        self._log.tell(self._calibrating, about)
 
 
 def summary_lines(summary: Summary, output: Path, false_alarms: float | None) -> Iterator[str]:

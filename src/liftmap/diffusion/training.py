@@ -91,8 +91,7 @@ class Progress:
         """Share of the budget that is spent, 0 to 1."""
         if settings.steps is not None:
             return min(1.0, self.step / settings.steps)
-        assert settings.minutes is not None
-        return min(1.0, self.seconds / (60 * settings.minutes))
+        return min(1.0, self.seconds / (60 * (settings.minutes or math.inf)))
 
 
 def plan_step(
