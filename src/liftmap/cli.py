@@ -149,9 +149,7 @@ def calibrate(
     precision: PrecisionOption = None,
     rows: RowsOption = None,
 ) -> None:
-    """Redo the calibration on normal images that were not trained on."""
-    from tempfile import TemporaryDirectory
-
+    """Redo the calibration on normal images that were not trained on; resumes like score."""
     from liftmap.engines.local import score_source
     from liftmap.engines.tables import read_scores
     from liftmap.terminal import ScoreProgress
@@ -162,11 +160,12 @@ def calibrate(
         )
     detector = _detector(model, _method(method, steps, attempts, distance), device, precision, rows)
     opened = _open(source, root, download, limit)
-    with TemporaryDirectory() as folder, ScoreProgress(console, opened.count()) as on_batch:
-        table = Path(folder) / "scores.parquet"
+    table = Path(model) / "calibration.parquet"  # there only until it is taken into liftmap.json
+    with ScoreProgress(console, opened.count()) as on_batch:
         score_source(detector, opened, table, uncalibrated=True, on_batch=on_batch)
-        detector.set_calibration(read_scores(table).tolist())
+    detector.set_calibration(read_scores(table).tolist())
     detector.save(model, weights=False)
+    table.unlink()
     _print_about(detector)
 
 

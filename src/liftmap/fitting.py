@@ -17,7 +17,7 @@ from liftmap.diffusion.denoiser import Parametrisation, Precision, fast_bf16
 from liftmap.diffusion.network import Patched, build_unet, find_preset
 from liftmap.diffusion.process import PROCESSES
 from liftmap.diffusion.training import Progress, Trainer, TrainingSettings
-from liftmap.errors import ModelError, SettingsError
+from liftmap.errors import ModelError, OutputError, SettingsError
 from liftmap.files import atomic_path
 from liftmap.images.prepare import Preparation
 from liftmap.images.sources import Source
@@ -100,7 +100,15 @@ def fit_checkpoint(
         about["training"] = recipe | _so_far(trainer.progress, len(rest))
         save_checkpoint(_averaged(checkpoint, trainer), folder)
 
-    trainer.run(rest, on_step=listener.on_step, on_save=save)
+    def try_to_save() -> None:
+        try:
+            save()
+        except OutputError as error:
+            listener.on_note(f"not saved, training goes on: {error}")
+
+    trainer.run(rest, on_step=listener.on_step, on_save=try_to_save)
+    if trainer.main:
+        save()
     return _averaged(checkpoint, trainer), held
 
 

@@ -232,7 +232,7 @@ class Trainer:
         on_step: Callable[[Progress], None] = lambda progress: None,
         on_save: Callable[[], None] = lambda: None,
     ) -> Progress:
-        """Train until the budget is spent; `on_save` runs now and then, at the end, on Ctrl-C.
+        """Train until the budget is spent; `on_save` runs now and then, and on Ctrl-C.
 
         Raises:
             ModelError: the loss is no longer a number; the last saved state is left alone.
@@ -260,8 +260,6 @@ class Trainer:
             if self.main:
                 on_save()
             raise
-        if self.main:
-            on_save()
         self.accelerator.wait_for_everyone()
         return self.progress
 

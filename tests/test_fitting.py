@@ -1,0 +1,80 @@
+import json
+from pathlib import Path
+
+import pytest
+from tiny import SMALL, save_images
+
+from liftmap import fitting
+from liftmap.diffusion import network
+from liftmap.diffusion.training import Trainer, TrainingSettings
+from liftmap.errors import ModelError, OutputError
+from liftmap.fitting import HoldOut, Listener, fit_checkpoint
+from liftmap.images.prepare import Preparation
+from liftmap.images.sources import open_source
+
+
+@pytest.fixture(autouse=True)
+def _small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(network.PRESETS, "test", SMALL)
+
+
+def fit(images: Path, folder: Path, steps: int = 2, **options: object) -> object:
+    return fit_checkpoint(
+        open_source(images),
+        folder,
+        preset="test",
+        preparation=Preparation(32, 32, 1),
+        settings=TrainingSettings(steps=steps, batch=4, save_every_minutes=0.0),
+        hold_out=HoldOut(share=0.25),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_the_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
+    notes: list[str] = []
+    made = fit(
+        save_images(tmp_path / "i", 20), tmp_path / "m", listener=Listener(on_note=notes.append)
+    )
+    assert len(made[1]) == 5  # type: ignore[index]
+    assert notes == ["15 images to train on, 5 held out for calibration"]
+    about = json.loads((tmp_path / "m" / "liftmap.json").read_text())["training"]
+    assert (about["images"], about["steps"], len(about["loss_curve"])) == (15, 2, 2)
+
+
+def test_a_full_disk_in_the_middle_is_reported_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves, save_state = [], Trainer.save_state
+
+    def full_once(trainer: Trainer, path: Path) -> None:
+        saves.append(path)
+        if len(saves) == 1:
+            raise OutputError("No space left on device")
+        save_state(trainer, path)
+
+    monkeypatch.setattr(Trainer, "save_state", full_once)
+    notes: list[str] = []
+    images = save_images(tmp_path / "i", 20)
+    fit(images, tmp_path / "m", listener=Listener(on_note=notes.append))
+    assert "not saved, training goes on: No space left on device" in notes
+    assert (tmp_path / "m" / fitting.STATE).exists()
+
+
+def test_a_disk_that_stays_full_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(trainer: Trainer, path: Path) -> None:
+        raise OutputError("No space left on device")
+
+    monkeypatch.setattr(Trainer, "save_state", full)
+    with pytest.raises(OutputError, match="No space left"):
+        fit(save_images(tmp_path / "i", 20), tmp_path / "m")
+
+
+def test_another_source_or_a_folder_without_a_run_is_not_resumed(tmp_path: Path) -> None:
+    images, others = (save_images(tmp_path / name, 8) for name in "ab")
+    with pytest.raises(ModelError, match="nothing to resume"):
+        fit(images, tmp_path / "m", resume=True)
+    fit(images, tmp_path / "m")
+    with pytest.raises(ModelError, match=r"source is .*but .* was trained with"):
+        fit(others, tmp_path / "m", resume=True)
