@@ -41,8 +41,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Finds the images that don't belong, from normal images alone.\n\n"
     "SOURCE is a folder, a .zip or .tar, file.npz:key, .npy, IDX .gz, .parquet, "
-    "torchvision:NAME:split (with --root) or hf:NAME:split. MODEL is a folder that `train` wrote, "
-    "a packaged name (fashion-mnist) or a diffusers hub id.",
+    "torchvision:NAME:split (with --root) or hf:NAME:split, and any of them with \\[start:stop] "
+    "at its end. MODEL is a folder that `train` wrote, a packaged name (fashion-mnist) or a "
+    "diffusers hub id.",
     epilog="Start with:  liftmap demo   |   liftmap train NORMAL_IMAGES --output model   |   "
     "liftmap score NEW_IMAGES --model model --output scores.parquet",
 )

@@ -108,6 +108,23 @@ def test_folder_ids_are_sorted_relative_paths(tmp_path: Path) -> None:
     assert [e.id for e in open_source(make_folder(tmp_path))] == ["a.png", "b.PNG", "sub/c.png"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "rows"),
+    [("[1:3]", "12"), ("[2:]", "23"), ("[:2]", "01"), ("[:]", "0123"), ("[3:9]", "3")],
+)
+def test_a_part_of_a_source(tmp_path: Path, asked: str, rows: str) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 8, 8), np.uint8))
+    source = open_source(f"{tmp_path}/a.npz:images{asked}")
+    assert [entry.id for entry in source] == list(rows)
+    assert source.count() == len(rows)
+
+
+def test_a_part_beyond_the_end_is_empty(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4, 8, 8), np.uint8))
+    with pytest.raises(SourceError, match="no images in it"):
+        list(open_source(f"{tmp_path}/a.npy[4:]"))
+
+
 def test_a_single_file_is_a_source(tmp_path: Path) -> None:
     assert shades(open_source(make_folder(tmp_path) / "a.png")) == [10]
 

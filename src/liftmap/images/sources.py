@@ -4,6 +4,7 @@ Memory doesn't grow with the number of images: folders are listed as they are wa
 arrays are read row by row.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +15,7 @@ from PIL import Image
 
 from liftmap.errors import SourceError
 
+SLICE = re.compile(r"(.+)\[(\d*):(\d*)\]")
 # what Pillow may be asked to decode; GIF gives its first frame
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"))
 
@@ -84,7 +86,8 @@ def open_source(
 
     Args:
         spec: a folder, an image, .zip, .tar[.gz], .npz[:key], .npy, IDX (-ubyte[.gz]), .parquet,
-            torchvision:NAME:split or hf:NAME:split.
+            torchvision:NAME:split or hf:NAME:split. Any of them may end in [start:stop], which
+            takes those images of it, counted from 0: digits.npz:images[8000:].
         root: the folder of torchvision's data sets.
         download: let torchvision download.
         column: the Parquet column of image bytes; found by its type otherwise.
@@ -93,6 +96,11 @@ def open_source(
         SourceError: nothing there, of an unknown kind, or without images; the message says which.
         MissingExtraError: `hf:` without the extra "hub".
     """
+    sliced = SLICE.fullmatch(str(spec))
+    if sliced and not Path(spec).exists():
+        whole = open_source(sliced[1], root=root, download=download, column=column)
+        start, stop = int(sliced[2] or 0), int(sliced[3]) if sliced[3] else None
+        return part(whole, start, stop, name=str(spec))
     request = Request(str(spec), root, download, column)
     prefix = request.spec.partition(":")[0]
     named = _named()
@@ -112,13 +120,17 @@ def open_source(
 
 def take(source: Source, limit: int | None) -> Source:
     """The first `limit` images of a source; all of them when it is None."""
-    if limit is None:
-        return source
+    return source if limit is None else part(source, 0, limit, name=source.name)
+
+
+def part(source: Source, start: int, stop: int | None, *, name: str) -> Source:
+    """The images from number `start` up to, without, number `stop`; ids stay the source's."""
     total = source.count()
+    ends = [end for end in (total, stop) if end is not None]
     return Stream(
-        source.name,
-        lambda: islice(iter(source), limit),
-        lambda: limit if total is None else min(limit, total),
+        name,
+        lambda: islice(iter(source), start, stop),
+        lambda: max(0, min(ends) - start) if ends else None,
     )
 
 
