@@ -27,7 +27,11 @@ class _Group(typer.core.TyperGroup):
         except LiftmapError as error:
             _fail(str(error))
         except KeyboardInterrupt:
-            _fail("interrupted; what was finished is kept: run the same command to go on", code=130)
+            _fail(
+                "interrupted; what was finished is kept: run the same command to go on "
+                "(train: with --resume)",
+                code=130,
+            )
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
