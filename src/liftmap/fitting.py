@@ -6,6 +6,7 @@ What lies in the model folder beside the model itself: `images.u8`, the prepared
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ def _so_far(progress: Progress, images: int) -> dict[str, Any]:
 
 def _averaged(checkpoint: Checkpoint, trainer: Trainer) -> Checkpoint:
     """The checkpoint with the moving average's weights, on a network of its own."""
-    unet = type(checkpoint.unet).from_config(checkpoint.unet.config)  # type: ignore[attr-defined]
+    unet = deepcopy(checkpoint.unet)
     weights = trainer.averaged_weights()
     unet.load_state_dict({k.removeprefix("unet."): v for k, v in weights.items()})
     return Checkpoint(unet, checkpoint.process, checkpoint.by, checkpoint.patch, checkpoint.about)

@@ -8,6 +8,7 @@ A folder without liftmap.json is read as an unconditional diffusers checkpoint (
 """
 
 import json
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 from liftmap.diffusion.denoiser import Denoiser, Parametrisation, Precision
 from liftmap.diffusion.foreign import read_diffusers
 from liftmap.diffusion.group_norm import use_channels_last
-from liftmap.diffusion.network import Patched
+from liftmap.diffusion.network import Patched, network_from_config
 from liftmap.diffusion.process import Process, process_from_json, process_to_json
 from liftmap.errors import LiftmapError, ModelError, SettingsError
 from liftmap.files import atomic_path
@@ -37,7 +38,7 @@ PACKAGED = Path(__file__).parent.parent / "data" / "models"
 class Checkpoint:
     """A model as it lies in a folder.
 
-    unet: diffusers' UNet2DModel; patch: its pixel-unshuffle factor.
+    unet: ours or diffusers' UNet2DModel; patch: its pixel-unshuffle factor.
     about: liftmap.json's other sections as plain data ("preparation", "method", "calibrations",
         "training"), which mean nothing to this module.
     """
@@ -59,9 +60,9 @@ class Checkpoint:
     def denoiser(
         self, device: str | torch.device = "cpu", *, precision: Precision | None = None
     ) -> Denoiser:
-        """The model ready to predict, on a device."""
-        network = use_channels_last(Patched(self.unet, self.patch)).eval().requires_grad_(False)
-        return Denoiser(network.to(device), self.process, self.by, precision=precision)
+        """The model ready to predict on a device; the checkpoint's own weights are left alone."""
+        network = Patched(deepcopy(self.unet), self.patch).to(device).eval().requires_grad_(False)
+        return Denoiser(use_channels_last(network), self.process, self.by, precision=precision)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, half: bool = True) -> None:
@@ -163,7 +164,6 @@ def read_unet(folder: Path) -> nn.Module:
     Raises:
         ModelError: a file is missing, truncated, or doesn't fit the other.
     """
-    from diffusers import UNet2DModel
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -172,7 +172,7 @@ def read_unet(folder: Path) -> nn.Module:
     if not weights.exists():
         raise ModelError(f"{weights} is missing: copy the whole model folder, or train again")
     try:
-        unet: nn.Module = UNet2DModel.from_config(config)
+        unet = network_from_config(config)
         state = {k: v.float() for k, v in load_file(weights).items()}
         unet.load_state_dict(state)
     except SafetensorError as error:

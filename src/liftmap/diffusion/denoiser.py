@@ -104,8 +104,18 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16)
 
 
+def _round_weights(network: nn.Module) -> None:
+    """Keep in bfloat16, in place, what autocast would otherwise round at each evaluation."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(torch.bfloat16)
+
+
 class Denoiser:
-    """Network, process and parametrisation as one function from a noisy image to a clean one."""
+    """Network, process and parametrisation as one function from a noisy image to a clean one.
+
+    It owns the network: under "bf16" the matrices and filters are rounded in place.
+    """
 
     def __init__(
         self,
@@ -120,6 +130,8 @@ class Denoiser:
         self.by = by
         device = next(network.parameters()).device
         self.precision: Precision = precision or ("bf16" if fast_bf16(device) else "float32")
+        if self.precision == "bf16":
+            _round_weights(network)
 
     @property
     def device(self) -> torch.device:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 
 class _ChannelSums(torch.autograd.Function):
@@ -18,9 +19,8 @@ class _ChannelSums(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
     ) -> Tensor:
-        pixels = x.shape[2] * x.shape[3] * x.shape[1] // groups
-        mean = _group_sum(x, groups) / pixels
-        variance = (_group_sum(x.square(), groups) / pixels - mean.square()).clamp_min(0)
+        mean = _means(x, groups).mean(2)
+        variance = (_means(x.square(), groups).mean(2) - mean.square()).clamp_min(0)
         inverse = torch.rsqrt(variance + eps)
         scale = inverse[:, :, None] * weight.float().view(groups, -1)
         shift = bias.float().view(groups, -1) - mean[:, :, None] * scale
@@ -30,35 +30,43 @@ class _ChannelSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse = ctx.saved_tensors
-        groups = mean.shape[1]
-        pixels = x.shape[2] * x.shape[3] * x.shape[1] // groups
+        groups, pixels = mean.shape[1], x.shape[2] * x.shape[3]
         grad = gradients[0].contiguous(memory_format=torch.channels_last)
         weights = weight.float().view(groups, -1)
-        grad_sum = grad.sum((2, 3), dtype=torch.float32).view(len(x), groups, -1)
-        grad_x_sum = (grad * x).sum((2, 3), dtype=torch.float32).view(len(x), groups, -1)
+        grad_mean = _means(grad, groups)
+        grad_x_mean = _means(grad * x, groups)
         # d/dx of the normalisation: inverse * (w g - mean(w g) - normed * mean(w g normed))
-        through_mean = (grad_sum * weights).sum(2)
-        through_std = inverse * ((grad_x_sum * weights).sum(2) - mean * through_mean)
-        slope = -inverse.square() * through_std / pixels
-        offset = -inverse * through_mean / pixels - slope * mean
+        through_mean = (grad_mean * weights).mean(2)
+        through_std = inverse * ((grad_x_mean * weights).mean(2) - mean * through_mean)
+        slope = -inverse.square() * through_std
+        offset = -inverse * through_mean - slope * mean
         ones = torch.ones_like(weights)
         affine = torch.addcmul(
             _per_channel(offset[:, :, None] * ones, x), x, _per_channel(slope[:, :, None] * ones, x)
         )
         grad_input = torch.addcmul(affine, grad, _per_channel(inverse[:, :, None] * weights, x))
-        grad_weight = ((grad_x_sum - mean[:, :, None] * grad_sum) * inverse[:, :, None]).sum(0)
+        grad_weight = ((grad_x_mean - mean[:, :, None] * grad_mean) * inverse[:, :, None]).sum(0)
         return (
             grad_input,
-            grad_weight.view(-1).to(weight.dtype),
-            grad_sum.sum(0).view(-1).to(weight.dtype),
+            (pixels * grad_weight).view(-1).to(weight.dtype),
+            (pixels * grad_mean.sum(0)).view(-1).to(weight.dtype),
             None,
             None,
         )
 
 
-def _group_sum(x: Tensor, groups: int) -> Tensor:
-    """Sum over each group's channels and pixels, in float32: (batch, groups)."""
-    return x.sum((2, 3), dtype=torch.float32).view(len(x), groups, -1).sum(2)
+def _means(x: Tensor, groups: int) -> Tensor:
+    """Each channel's mean over pixels, in float32: (batch, groups, channels a group).
+
+    torch sums bfloat16 in float32 only by way of a float32 copy. Pooling doesn't copy, and rounds
+    its sums to bfloat16 at the end alone; some sixteen pooled tiles are averaged in float32, so
+    that their roundings, each as small as an activation's own, largely cancel.
+    """
+    if x.dtype == torch.bfloat16:
+        side = max(1, min(x.shape[2:]) // 4)
+        if not (x.shape[2] % side or x.shape[3] % side):
+            x = avg_pool2d(x, side)
+    return x.mean((2, 3), dtype=torch.float32).view(len(x), groups, -1)
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:

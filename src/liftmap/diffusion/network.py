@@ -1,11 +1,13 @@
-"""Network presets: diffusers' UNet2DModel in the sizes that liftmap trains."""
+"""Network presets: UNets in the sizes that liftmap trains, all of them diffusers' UNet2DModel's."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from liftmap.diffusion.unet import UNet, reads
 from liftmap.errors import SettingsError
 
 
@@ -54,32 +56,45 @@ def find_preset(name: str) -> Preset:
 
 
 def build_unet(preset: Preset, *, height: int, width: int, channels: int) -> nn.Module:
-    """A freshly initialised UNet2DModel for images of channels x height x width pixels.
+    """A freshly initialised network for images of channels x height x width pixels.
 
     Raises:
         SettingsError: the sides don't divide by what the network halves.
     """
-    from diffusers import UNet2DModel  # seconds to import: only where a network is built
-
     step = preset.patch * 2 ** (len(preset.channels) - 1)
     if height % step or width % step:
         raise SettingsError(
             f"{height}x{width} pixels: this network needs sides that are multiples of {step}"
         )
-    levels = range(len(preset.channels))
-    down = ["Attn{}" if i in preset.attention else "{}" for i in levels]
+    down = ["Attn{}" if i in preset.attention else "{}" for i in range(len(preset.channels))]
     kind = "Skip{}Block2D" if preset.skip else "{}Block2D"
-    return UNet2DModel(  # type: ignore[no-any-return]
-        sample_size=(height // preset.patch, width // preset.patch),
-        in_channels=channels * preset.patch**2,
-        out_channels=channels * preset.patch**2,
-        layers_per_block=preset.blocks,
-        block_out_channels=preset.channels,
-        down_block_types=tuple(d.format(kind.format("Down")) for d in down),
-        up_block_types=tuple(d.format(kind.format("Up")) for d in reversed(down)),
-        dropout=preset.dropout,
-        **_embedding(preset),
+    return network_from_config(
+        {
+            "sample_size": (height // preset.patch, width // preset.patch),
+            "in_channels": channels * preset.patch**2,
+            "out_channels": channels * preset.patch**2,
+            "layers_per_block": preset.blocks,
+            "block_out_channels": preset.channels,
+            "down_block_types": tuple(d.format(kind.format("Down")) for d in down),
+            "up_block_types": tuple(d.format(kind.format("Up")) for d in reversed(down)),
+            "dropout": preset.dropout,
+            **_embedding(preset),
+        }
     )
+
+
+def network_from_config(config: Mapping[str, Any]) -> nn.Module:
+    """The network that UNet2DModel's settings describe: our own where it can be, else diffusers'.
+
+    Raises:
+        SettingsError, TypeError, ValueError: they describe none.
+    """
+    if reads(config):
+        return UNet.from_config(config)
+    from diffusers import UNet2DModel  # takes seconds
+
+    unet: nn.Module = UNet2DModel.from_config(config)
+    return unet
 
 
 def _embedding(preset: Preset) -> dict[str, Any]:
@@ -107,9 +122,6 @@ class Patched(nn.Module):
 
     def forward(self, x: Tensor, time_input: Tensor) -> Tensor:
         """x (n, c, h, w), time_input (n,) -> the network's raw prediction, same shape as x."""
-        if self.patch == 1:
-            out: Tensor = self.unet(x, time_input).sample
-            return out
-        return pixel_shuffle(
-            self.unet(pixel_unshuffle(x, self.patch), time_input).sample, self.patch
-        )
+        answer = self.unet(pixel_unshuffle(x, self.patch), time_input)
+        answer = answer if isinstance(answer, Tensor) else answer.sample  # diffusers wraps it
+        return pixel_shuffle(answer, self.patch)
