@@ -23,11 +23,14 @@ from liftmap.evaluation.metrics import auroc, paired_auroc_difference
 from liftmap.images.sources import open_source
 from liftmap.terminal import ScoreProgress
 
+CANDIDATES = ["time-10", "time-20", "quadratic-10", "quadratic-20", "quadratic-30"]
 REFERENCE = replace(METHODS["paper"], sampler=SamplerSettings("euler-maruyama", steps=100))
 
 
-def candidate(steps: int) -> Method:
-    return replace(METHODS["fast"], sampler=replace(METHODS["fast"].sampler, steps=steps))
+def candidate(name: str) -> Method:
+    """Stochastic DDIM from SPACING-STEPS, such as quadratic-20."""
+    spacing, _, steps = name.rpartition("-")
+    return replace(METHODS["fast"], sampler=SamplerSettings("ddim", int(steps), spacing))
 
 
 def scores(model: str, name: str, method: Method, spec: str, work: Path) -> np.ndarray:
@@ -48,7 +51,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--few", type=int, default=60, help="images a side, paper's link; 0: none")
     parser.add_argument("--many", type=int, default=1000, help="images a side, candidates' link")
-    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20])
+    parser.add_argument("--candidates", nargs="+", default=CANDIDATES, help="SPACING-STEPS")
     asked = parser.parse_args()
     detector = Detector.from_pretrained(asked.model)
 
@@ -57,7 +60,7 @@ def main() -> None:
         normal, shifted = (scores(asked.model, name, method, s, asked.work) for s in specs)
         return normal, shifted
 
-    links = [(f"ddim-{n}", candidate(n), asked.many) for n in asked.steps]
+    links = [(f"ddim-{name}", candidate(name), asked.many) for name in asked.candidates]
     if asked.few:
         links.append(("paper", METHODS["paper"], asked.few))
     # the cheap side of every link first: what a stopped run has finished is worth most

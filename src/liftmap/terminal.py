@@ -43,7 +43,8 @@ class _Log:
         self._next = monotonic() + self.EVERY
         at = next(t for t in self._bar.tasks if t.id == task)
         left = "" if at.time_remaining is None else f", {at.time_remaining / 60:.0f} minutes left"
-        self._bar.console.print(f"{at.description} {at.percentage:.0f}%  {about}{left}")
+        line = f"{at.description} {at.percentage:.0f}%  {about}{left}"
+        self._bar.console.print(line, soft_wrap=True)
 
 
 class ScoreProgress:

@@ -121,7 +121,7 @@ def test_ancestral_ddim_is_ddpms_posterior() -> None:
     assert mean == pytest.approx(published)
 
 
-@pytest.mark.parametrize("spacing", ["time", "log-snr"])
+@pytest.mark.parametrize("spacing", ["time", "quadratic", "log-snr"])
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_grids_fall_from_start_to_zero(spacing: str, steps: int) -> None:
     times = grid(VP(), steps, spacing, start=0.8)

@@ -19,6 +19,7 @@ from liftmap.diffusion.process import Process, log_snr, time_of_log_snr
 from liftmap.errors import SettingsError
 
 Draw = Callable[[], Tensor]
+SPACINGS = ("time", "quadratic", "log-snr")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SamplerSettings:
 
     name: "ddim", "euler-maruyama", "reverse-diffusion" or "dpm-solver++".
     steps: levels visited before time 0; each costs one network evaluation.
-    spacing: levels uniform in "time" or in "log-snr".
+    spacing: levels uniform in "time", in its square root ("quadratic") or in "log-snr".
     eta: DDIM's stochasticity, 0 deterministic to 1 ancestral.
     clip: clamp the predicted image to [-1, 1] before each step.
     corrector_snr: Langevin corrector's signal-to-noise ratio; 0 leaves the corrector out. One
@@ -46,8 +47,8 @@ class SamplerSettings:
             raise SettingsError(f"sampler {self.name!r}: need one of {', '.join(STEPS)}")
         if self.steps < 1:
             raise SettingsError(f"steps={self.steps}: need at least 1")
-        if self.spacing not in ("time", "log-snr"):
-            raise SettingsError(f"spacing {self.spacing!r}: need time or log-snr")
+        if self.spacing not in SPACINGS:
+            raise SettingsError(f"spacing {self.spacing!r}: need one of {', '.join(SPACINGS)}")
         if not 0 <= self.eta <= 1:
             raise SettingsError(f"eta={self.eta}: need 0 (deterministic) to 1 (ancestral)")
         if self.corrector_snr < 0:
@@ -96,19 +97,25 @@ def grid(
 ) -> Float[Tensor, "levels"]:
     """steps + 1 noise times from `start` down to 0.
 
-    "time": uniform, so 1000 steps are 1, 0.999, ..., 0.001, 0, the authors' grid. "log-snr":
-    uniform in log-SNR from `start` to 0.001 (Lu et al. 2022, DPM-Solver, section 3.4), then 0.
+    "time": uniform, so 1000 steps are 1, 0.999, ..., 0.001, 0, the authors' grid. "quadratic":
+    uniform in the square root of time, finer where there is little noise (Song et al. 2021, DDIM,
+    appendix D.2). "log-snr": uniform in log-SNR from `start` to 0.001 (Lu et al. 2022, DPM-Solver,
+    section 3.4), then 0.
 
     >>> from liftmap.diffusion.process import VP
     >>> grid(VP(), 4).tolist()
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    if spacing == "time" or steps == 1:
-        return torch.linspace(start, 0.0, steps + 1, dtype=torch.float64)
-    low, high = log_snr(process, torch.tensor([start, min(1e-3, start)], dtype=torch.float64))
-    times = time_of_log_snr(process, torch.linspace(low, high, steps, dtype=torch.float64))
+    if spacing == "log-snr" and steps > 1:
+        ends = torch.tensor([start, min(1e-3, start)], dtype=torch.float64)
+        low, high = log_snr(process, ends)
+        levels = torch.linspace(low, high, steps, dtype=torch.float64)
+        times = torch.cat([time_of_log_snr(process, levels), levels.new_zeros(1)])
+    else:
+        power = 2.0 if spacing == "quadratic" else 1.0
+        times = start * torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64) ** power
     times[0] = start
-    return torch.cat([times, times.new_zeros(1)])
+    return times
 
 
 class Memory:
