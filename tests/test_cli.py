@@ -170,8 +170,15 @@ def test_help_teaches(monkeypatch: pytest.MonkeyPatch) -> None:
         assert liftmap(command, "--help").output
 
 
-def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "liftmap", *map(str, words)]
+def started(*words: object) -> "subprocess.Popen[str]":
+    """The command in a process of its own that hears Ctrl-C, whatever started the tests."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "liftmap", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for(condition: object, process: "subprocess.Popen[str]", seconds: float = 90) -> None:
@@ -191,12 +198,7 @@ def test_a_killed_score_continues_to_the_same_table(
     options = ("--model", model, *FAST, "--uncalibrated", "--rows", 16)
     liftmap("score", images, *options, "--output", whole)
     journal = tmp_path / "broken.parquet.part"
-    process = subprocess.Popen(
-        command("score", images, *options, "--output", broken),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started("score", images, *options, "--output", broken)
     wait_for(lambda: journal.exists() and journal.stat().st_size > 3000, process)
     process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
@@ -215,12 +217,7 @@ def test_a_killed_score_continues_to_the_same_table(
 def test_a_killed_training_resumes(tmp_path: Path, images: Path, sent: signal.Signals) -> None:
     output = tmp_path / "m"
     options = ("--preset", "tiny", "--channels", 1, "--batch", 8, "--save-every", 0.0, "--steps")
-    process = subprocess.Popen(
-        command("train", images, "--output", output, *options, 5000),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started("train", images, "--output", output, *options, 5000)
     wait_for((output / "liftmap.json").exists, process)  # the last file of a saved state
     process.send_signal(sent)
     process.communicate(timeout=60)

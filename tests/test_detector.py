@@ -108,8 +108,9 @@ def test_predictions_agree_with_their_calibration() -> None:
 
 
 def test_a_saved_detector_scores_and_decides_alike(tmp_path: Path) -> None:
-    detector = small_detector()
-    detector.checkpoint.unet.half().float()
+    checkpoint = small_checkpoint()
+    checkpoint.unet.half().float()  # as the file keeps them
+    detector = Detector(checkpoint, method=small_method(), device="cpu")
     detector.set_calibration([0.1, 0.2, 0.3])
     detector.save(tmp_path / "m")
     loaded = Detector.from_pretrained(tmp_path / "m", method=small_method(), device="cpu")

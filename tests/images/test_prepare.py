@@ -200,6 +200,11 @@ def test_preparation_keeps_constants_and_gives_the_asked_shape(
     assert ((got == value) | (got == 0)).all() if fit == "pad" else (got == value).all()
 
 
+def test_padding_leaves_a_pixel_of_the_thinnest_picture() -> None:
+    got = Preparation(4, 4, 1, "pad")(Image.new("L", (400, 2), 200))
+    assert sorted(got[0].sum(1).tolist()) == [0, 0, 0, 4 * 200]
+
+
 def test_resizing_is_bilinear_with_antialiasing() -> None:
     """Halving a checkerboard of single pixels averages it; nearest would keep black or white."""
     board = (np.indices((32, 32)).sum(0) % 2 * 255).astype(np.uint8)

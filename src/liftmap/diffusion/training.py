@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from liftmap.diffusion.denoiser import Parametrisation, Precision, time_input
+from liftmap.diffusion.denoiser import Parametrisation, Precision, autocast, time_input
 from liftmap.diffusion.group_norm import use_channels_last
 from liftmap.diffusion.process import Process
 from liftmap.errors import ModelError, SettingsError
@@ -180,7 +180,8 @@ class Trainer:
         from diffusers.training_utils import EMAModel
 
         self.process, self.by, self.settings = process, by, settings
-        self.accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
+        # accelerate's own mixed precision is one for the whole interpreter: ours is the trainer's
+        self.accelerator, self.precision = Accelerator(mixed_precision="no"), precision
         self.network = use_channels_last(network).train().to(self.accelerator.device)
         parameters = list(self.network.parameters())
         self.ema = EMAModel(
@@ -206,7 +207,7 @@ class Trainer:
         batch = torch.where(plan.flipped[mine, None, None, None], batch.flip(3), batch)
         device = accelerator.device
         torch.manual_seed(_mix(settings.seed, 3, self.progress.step) + accelerator.process_index)
-        with accelerator.autocast():
+        with autocast(device, self.precision):
             loss = loss_of(
                 self.wrapped,
                 self.process,

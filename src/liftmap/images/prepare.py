@@ -61,11 +61,24 @@ class Preparation:
         if self.fit == "crop":
             image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
         elif self.fit == "pad":
-            image = ImageOps.pad(image, size, Image.Resampling.BILINEAR)
+            image = _padded(image, size)
         elif image.size != size:
             image = image.resize(size, Image.Resampling.BILINEAR)
         pixels = np.array(image, dtype=np.uint8).reshape(self.height, self.width, self.channels)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture as large as fits, centred on black.
+
+    ImageOps.pad rounds the short side of a long, thin picture to nothing; here a pixel is left.
+    """
+    scale = min(side / length for side, length in zip(size, image.size, strict=True))
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    canvas = Image.new(image.mode, size)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    canvas.paste(resized, ((size[0] - width) // 2, (size[1] - height) // 2))
+    return canvas
 
 
 def decode(data: bytes | str | Path | BinaryIO) -> Image.Image:
