@@ -44,7 +44,7 @@ def rates(calls: dict[str, Callable[[], object]], images: int, rounds: int) -> d
 def train_step(network: nn.Module, x: torch.Tensor, t: torch.Tensor) -> None:
     with autocast(x.device, "bf16"):
         loss = loss_of(network, VP(), Parametrisation(), x, t, torch.randn_like(x))
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     network.zero_grad(set_to_none=True)
 
 
