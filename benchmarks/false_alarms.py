@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, required=True, help="table of in-domain test images")
     asked = parser.parse_args()
     calibration = Detector.from_pretrained(asked.model).calibration
-    scores = torch.from_numpy(read_scores(asked.scores))
+    scores = torch.tensor(read_scores(asked.scores))
     n, known = len(scores), len(calibration.scores)
     print(f"{n} test images against {known} calibration scores\n")
     print(

@@ -38,7 +38,7 @@ def evaluation_table(records: list[dict[str, Any]]) -> list[str]:
         lines.append(
             f"| {r['in']} | {r['out']} | {r['n_in']} + {r['n_out']} "
             f"| {r['auroc']:.4f} ({r['auroc_low']:.4f} to {r['auroc_high']:.4f}) "
-            f"| {published or ''} "
+            f"| {f'{published:.3f}' if published else ''} "
             f"| {r['fpr95']:.4f} ({r['fpr95_low']:.4f} to {r['fpr95_high']:.4f}) "
             f"| {r['aupr_in']:.4f} / {r['aupr_out']:.4f} | {r['method']} "
             f"| {r['network_evaluations']} | {r['images_per_second']:.2f} |"
@@ -65,6 +65,7 @@ def draw_loss(training: dict[str, Any], path: Path) -> None:
 def card(name: str, data: str, licence: str, training: dict[str, Any], table: list[str]) -> str:
     settings, prepared = training["settings"], training["preparation"]
     curve = training["loss_curve"]
+    final = sum(curve[-5:]) / len(curve[-5:])
     colours = "grey" if prepared["channels"] == 1 else "RGB"
     held = training["hold_out"]
     return "\n".join(
@@ -84,7 +85,7 @@ def card(name: str, data: str, licence: str, training: dict[str, Any], table: li
             f"steps of {settings['batch']} images, learning rate {settings['learning_rate']:g} "
             f"falling by a cosine, EMA {settings['ema']}, seed {settings['seed']}, flips "
             f"{'on' if settings['flip'] else 'off'} |",
-            f"| loss | {curve[0]:.3f} at first, {curve[-1]:.4f} at the end |",
+            f"| loss | {curve[0]:.3f} at first, {final:.4f} over the last twentieth |",
             "",
             "![training loss](loss.png)",
             "",

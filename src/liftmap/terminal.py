@@ -213,10 +213,16 @@ def _thresholds(calibration: Calibration) -> str:
 
 
 def evaluation_table(records: list[dict[str, Any]]) -> Table:
-    """What `evaluate` shows."""
-    table = Table("in", "out", "images", "AUROC", "95% interval", "AUPR in", "AUPR out", "FPR95")
-    table.add_column("evaluations", justify="right")
-    table.add_column("images/s", justify="right")
+    """What `evaluate` shows; in a narrow terminal names are folded, figures never."""
+    first = records[0]
+    table = Table(
+        caption=f"{first['network_evaluations']} network evaluations an image, "
+        f"{first['images_per_second']:.1f} images/s; AUPR is in evaluation.json"
+    )
+    for name in ("in", "out"):
+        table.add_column(name, overflow="fold")
+    for name in ("images", "AUROC", "95% interval", "FPR95"):
+        table.add_column(name, no_wrap=True)
     for r in records:
         table.add_row(
             escape(r["in"]),
@@ -224,10 +230,6 @@ def evaluation_table(records: list[dict[str, Any]]) -> Table:
             f"{r['n_in']} + {r['n_out']}",
             f"[bold]{r['auroc']:.4f}[/]",
             f"{r['auroc_low']:.4f} to {r['auroc_high']:.4f}",
-            f"{r['aupr_in']:.4f}",
-            f"{r['aupr_out']:.4f}",
             f"{r['fpr95']:.4f}",
-            str(r["network_evaluations"]),
-            f"{r['images_per_second']:.1f}",
         )
     return table
