@@ -91,8 +91,8 @@ def card(name: str, data: str, licence: str, training: dict[str, Any], table: li
             "",
             "## How well it separates",
             "",
-            "The first test images of each set, in their published order; intervals are bootstrap "
-            "95% over images, for this one model and noise seed 0.",
+            "The first images of each source named, in their published order; intervals are "
+            "bootstrap 95% over images, for this one model and noise seed 0.",
             "",
             *table,
             "",
