@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from validation import write_validation
+from validation import SHIFTS, write_validation
 
 from liftmap.detector import METHODS, Detector, Method
 from liftmap.diffusion.samplers import SamplerSettings
@@ -24,6 +24,7 @@ from liftmap.images.sources import open_source
 from liftmap.terminal import ScoreProgress
 
 CANDIDATES = ["time-10", "time-20", "quadratic-10", "quadratic-20", "quadratic-30"]
+REFERENCE_NAME = "euler-maruyama-100"
 REFERENCE = replace(METHODS["paper"], sampler=SamplerSettings("euler-maruyama", steps=100))
 
 
@@ -65,17 +66,22 @@ def main() -> None:
         links.append(("paper", METHODS["paper"], asked.few))
     # the cheap side of every link first: what a stopped run has finished is worth most
     compared = [(name, count, side(name, method, count)) for name, method, count in links]
+    references = {count: side(REFERENCE_NAME, REFERENCE, count) for _, count, _ in compared}
     print("| a | b | images | AUROC a | AUROC b | a - b (95% interval) | correlation of scores |")
     print("|---|---|---|---|---|---|---|")
     for name, count, a in compared:
-        b = side("euler-maruyama-100", REFERENCE, count)
+        b = references[count]
         found = paired_auroc_difference(*a, *b)
         together = np.corrcoef(np.concatenate(a), np.concatenate(b))[0, 1]
         print(
-            f"| {name} | euler-maruyama-100 | {count} + {count} | {auroc(*a):.4f} | {auroc(*b):.4f}"
-            f" | {found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f}) | {together:.3f} |",
-            flush=True,
+            f"| {name} | {REFERENCE_NAME} | {count} + {count} | {auroc(*a):.4f} | {auroc(*b):.4f}"
+            f" | {found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f}) | {together:.3f} |"
         )
+    print(f"\n| AUROC by shift | {' | '.join(SHIFTS)} |\n|---{'|---' * len(SHIFTS)}|")
+    many = [(name, a) for name, count, a in compared if count == asked.many]
+    for name, (normal, shifted) in [*many, (REFERENCE_NAME, references[asked.many])]:
+        kinds = (auroc(normal, shifted[i :: len(SHIFTS)]) for i in range(len(SHIFTS)))
+        print(f"| {name} | {' | '.join(f'{value:.3f}' for value in kinds)} |")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,12 @@ from liftmap.detector import Detector
 from liftmap.images.sources import open_source
 from liftmap.images.store import PreparedImages, store_source
 
+# the kinds of shift, which the shifted images go through in turn
+SHIFTS = ("inverted", "upside down", "quadrants", "halves", "blur", "noise")
+
 
 def shifted(pixels: Tensor) -> Tensor:
-    """Each image changed in one of six ways in turn; uint8 (n, c, h, w) in and out."""
+    """Each image changed in one of the SHIFTS in turn; uint8 (n, c, h, w) in and out."""
     draw = torch.Generator().manual_seed(0)
     out = pixels.clone()
     width = pixels.shape[3]

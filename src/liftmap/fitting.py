@@ -179,12 +179,13 @@ def _recipe(
 
 
 def _so_far(progress: Progress, images: int) -> dict[str, Any]:
-    """What came of it: steps, minutes, and the loss curve thinned to a hundred means."""
+    """What came of it: steps, minutes, and the loss curve thinned to some hundred means.
+
+    The few steps that don't fill a last mean are left out: it would be noisier than the others.
+    """
     width = max(1, len(progress.losses) // 100)
-    curve = [
-        round(sum(progress.losses[i : i + width]) / len(progress.losses[i : i + width]), 5)
-        for i in range(0, len(progress.losses), width)
-    ]
+    whole = range(0, len(progress.losses) - width + 1, width)
+    curve = [round(sum(progress.losses[i : i + width]) / width, 5) for i in whole]
     return {
         "images": images,
         "steps": progress.step,
