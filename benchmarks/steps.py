@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from validation import SHIFTS, write_validation
 
-from liftmap.detector import METHODS, Detector, Method
+from liftmap.detector import Detector
 from liftmap.diffusion.samplers import SamplerSettings
 from liftmap.engines.local import score_source
 from liftmap.engines.tables import read_scores
@@ -40,7 +40,7 @@ def scores(model: str, name: str, method: Method, spec: str, work: Path) -> np.n
         detector = Detector.from_pretrained(model, method=method)
         source = open_source(spec)
         with ScoreProgress(Console(stderr=True), source.count(), table.stem) as on_batch:
-            score_source(detector, source, table, uncalibrated=True, on_batch=on_batch)
+            score_source(detector, source, table, to="distances", on_batch=on_batch)
     return read_scores(table)
 
 

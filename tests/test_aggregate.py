@@ -1,11 +1,13 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liftmap.aggregate import AGGREGATES, aggregate
-from liftmap.errors import SettingsError
+from liftmap.aggregate import AGGREGATES, Scales, aggregate, scale_rows
+from liftmap.errors import CalibrationError, SettingsError
 
 rows = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12)
 
@@ -32,3 +34,48 @@ def test_the_trimmed_mean_ignores_a_fifth_at_each_end() -> None:
 def test_an_unknown_name_lists_what_would_work() -> None:
     with pytest.raises(SettingsError, match="median, mean, trimmed"):
         aggregate(torch.zeros(1, 1), "max")
+
+
+def test_scales_of_log_normal_distances_are_their_parameters() -> None:
+    """ln d ~ N(m, s): the centre is m, the spread s, and the standardised distances N(0, 1)."""
+    draw = torch.Generator().manual_seed(0)
+    normal = torch.randn(4000, 5, 2, generator=draw)
+    distances = (torch.tensor([-3.0, 1.0]) + torch.tensor([0.5, 2.0]) * normal).exp()
+    scales = Scales.from_distances(distances)
+    assert scales.centres == pytest.approx((-3.0, 1.0), abs=0.06)
+    assert scales.spreads == pytest.approx((0.5, 2.0), rel=0.02)
+    assert torch.allclose(scales.strongest(distances), normal.amax(2), atol=0.1, rtol=0.05)
+
+
+@given(st.floats(0.01, 100), st.integers(0, 1))
+def test_the_unit_of_a_distance_does_not_matter(unit: float, kind: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    distances = torch.rand(50, 3, 2, generator=draw) + 0.1
+    in_unit = distances.clone()
+    in_unit[..., kind] *= unit
+    one = Scales.from_distances(distances).strongest(distances)
+    other = Scales.from_distances(in_unit).strongest(in_unit)
+    assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_a_kind_that_sees_nothing_can_not_hide_what_another_sees() -> None:
+    scales = Scales((0.0, 0.0), (1.0, 1.0))
+    seen = scales.strongest(torch.tensor([[[20.0, 1.0], [20.0, 0.0]]]))
+    assert seen.tolist() == [pytest.approx([math.log(20)] * 2)]
+
+
+def test_distances_that_no_scale_can_be_taken_from_are_refused() -> None:
+    with pytest.raises(CalibrationError, match="3 in-domain images: spreads"):
+        Scales.from_distances(torch.ones(3, 2, 2))
+    with pytest.raises(CalibrationError, match="finite"):
+        Scales.from_distances(torch.full((3, 2, 2), float("nan")))
+    with pytest.raises(SettingsError, match="as many"):
+        Scales((0.0,), (1.0, 2.0))
+
+
+@given(st.integers(1, 5000))
+def test_a_fifth_of_the_images_gives_the_scales_and_at_most_200(count: int) -> None:
+    rows = scale_rows(count).tolist()
+    assert len(set(rows)) == min(200, max(1, count // 5))
+    assert rows[0] == 0
+    assert max(rows) < count

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from tiny import pixels, small_checkpoint, small_detector, small_method
 
-from liftmap.detector import METHODS, Detector, Method, find_method
-from liftmap.errors import CalibrationError, ImageError, ModelError, SettingsError
+from liftmap.detector import Detector
+from liftmap.errors import CalibrationError, ImageError, ModelError
 from liftmap.masks import MaskSettings
 
 
@@ -33,7 +33,7 @@ def test_scores_are_finite_repeatable_and_follow_the_seed() -> None:
     images = pixels(5)
     first = small_detector().score_pixels(images)
     assert first.scores.isfinite().all()
-    assert first.distances.shape == (5, 3)
+    assert first.distances.shape == (5, 3, 1)
     assert torch.equal(first.scores, small_detector().score_pixels(images).scores)
     other = small_detector(replace(small_method(), seed=1)).score_pixels(images)
     assert (first.scores != other.scores).all()
@@ -42,7 +42,7 @@ def test_scores_are_finite_repeatable_and_follow_the_seed() -> None:
 def test_the_score_is_the_aggregate_of_the_distances() -> None:
     detector = small_detector(replace(small_method(attempts=4), aggregate="mean", distance="mse"))
     scored = detector.score_pixels(pixels(3))
-    assert torch.allclose(scored.scores, scored.distances.mean(1))
+    assert torch.allclose(scored.scores, scored.distances[..., 0].mean(1))
 
 
 @pytest.mark.parametrize("distance", ["lpips", "mse", "ssim"])
@@ -107,6 +107,32 @@ def test_predictions_agree_with_their_calibration() -> None:
     assert found.is_ood.sum() == 3, "k = floor(0.1 * 41) = 4 ranks, less the image itself"
 
 
+def test_several_distances_count_by_the_strongest_on_the_scale_of_normal_images() -> None:
+    detector = small_detector(replace(small_method(attempts=4), distance="mse+ssim"))
+    with pytest.raises(CalibrationError, match="no scales for mse\\+ssim"):
+        detector.score_pixels(pixels(1))
+    distances = detector.measure(pixels(40))
+    calibration = detector.calibrate_on(distances)
+    rest = distances[[i for i in range(40) if i % 5]]
+    log = distances[::5].log().flatten(0, 1)
+    spread = (log.quantile(0.8413, 0) - log.quantile(0.1587, 0)) / 2
+    standard = (rest.log() - log.quantile(0.5, 0)) / spread
+    expected = standard.amax(2).quantile(0.5, dim=1)
+    assert calibration.scores == pytest.approx(sorted(expected.tolist()), abs=1e-4)
+    assert torch.allclose(detector.score_pixels(pixels(4)).scores[1:], expected[:3], atol=1e-4)
+
+
+def test_scales_are_set_once_so_that_methods_stay_comparable() -> None:
+    detector = small_detector(replace(small_method(attempts=4), distance="mse+ssim"))
+    detector.calibrate_on(detector.measure(pixels(20)))
+    before = detector.scales
+    other = replace(detector.method, attempts=2)
+    again = Detector(detector.checkpoint, method=other, device="cpu")
+    again.calibrate_on(again.measure(pixels(20, seed=1)))
+    assert again.scales == detector.scales == before
+    assert len(again.calibration.scores) == 16
+
+
 def test_a_saved_detector_scores_and_decides_alike(tmp_path: Path) -> None:
     checkpoint = small_checkpoint()
     checkpoint.unet.half().float()  # as the file keeps them
@@ -126,7 +152,7 @@ def test_known_pixels_come_back_in_the_explanation() -> None:
     original = found.original.expand_as(found.redraws)
     assert torch.equal(found.redraws[known], original[known])
     assert found.p_value is None
-    assert found.score == pytest.approx(found.distances.quantile(0.5).item())
+    assert found.score == pytest.approx(found.evidence.quantile(0.5).item())
     assert 0 <= found.typical < 3
 
 
@@ -161,23 +187,6 @@ def test_other_errors_are_not_taken_for_missing_memory(monkeypatch: pytest.Monke
     monkeypatch.setattr(Detector, "_redraw", broken)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         small_detector().score_pixels(pixels(1))
-
-
-def test_the_paper_method_is_the_published_protocol() -> None:
-    paper = find_method("paper")
-    assert paper.evaluations == 10_000
-    assert (paper.attempts, paper.distance, paper.aggregate) == (10, "lpips", "median")
-    assert (paper.mask.kind, paper.mask.cells) == ("checkerboard", 8)
-    assert (paper.sampler.name, paper.sampler.steps) == ("euler-maruyama", 1000)
-
-
-def test_methods_are_found_by_name_and_told_apart() -> None:
-    with pytest.raises(SettingsError, match="fast, paper"):
-        find_method("slow")
-    keys = {m.key for m in METHODS.values()} | {Method(seed=1).key, Method(attempts=9).key}
-    assert len(keys) == 4
-    with pytest.raises(SettingsError, match="attempts=0"):
-        Method(attempts=0)
 
 
 def test_a_preparation_of_another_size_is_refused() -> None:

@@ -7,18 +7,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from liftmap.detector import METHODS, Detector, Method
+from liftmap.aggregate import Scales
+from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.denoiser import Parametrisation
 from liftmap.diffusion.network import Preset, build_unet
 from liftmap.diffusion.process import VP
 from liftmap.diffusion.samplers import SamplerSettings
+from liftmap.method import METHODS, Method
 
 SMALL = Preset((32, 32), blocks=1, attention=(), patch=4)
 
 
 def small_method(attempts: int = 3, steps: int = 2) -> Method:
-    return replace(METHODS["fast"], attempts=attempts, sampler=SamplerSettings(steps=steps))
+    sampler = SamplerSettings(steps=steps)
+    return replace(METHODS["fast"], attempts=attempts, sampler=sampler, distance="lpips")
 
 
 def small_checkpoint(height: int = 32, width: int = 32, channels: int = 1) -> Checkpoint:
@@ -37,6 +40,7 @@ def small_detector(method: Method | None = None, **options: object) -> Detector:
 def calibrated_model(folder: Path, count: int = 40) -> Path:
     """A model folder that `score` takes as it is, calibrated for the method `fast`."""
     detector = Detector(small_checkpoint(), device="cpu")
+    detector.set_scales(Scales((-2.0, -1.0), (0.5, 0.5)))
     detector.set_calibration([i / count for i in range(1, count + 1)])
     detector.save(folder)
     return folder

@@ -20,12 +20,13 @@ from liftmap.errors import (
 
 if TYPE_CHECKING:
     from liftmap.calibrate import Calibration
-    from liftmap.detector import Detector, Method
+    from liftmap.detector import Detector
     from liftmap.diffusion.samplers import SamplerSettings
     from liftmap.diffusion.training import TrainingSettings
     from liftmap.images.prepare import Preparation
     from liftmap.images.sources import open_source
     from liftmap.masks import MaskSettings
+    from liftmap.method import Method
 
 __all__ = [
     "Calibration",
@@ -52,7 +53,7 @@ _HOMES = {
     "Calibration": "liftmap.calibrate",
     "Detector": "liftmap.detector",
     "MaskSettings": "liftmap.masks",
-    "Method": "liftmap.detector",
+    "Method": "liftmap.method",
     "Preparation": "liftmap.images.prepare",
     "SamplerSettings": "liftmap.diffusion.samplers",
     "TrainingSettings": "liftmap.diffusion.training",

@@ -1,12 +1,17 @@
-"""From the attempts' distances to one score an image."""
+"""From the attempts' distances, of one kind or several, to one score an image."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from liftmap.errors import SettingsError
+from liftmap.errors import CalibrationError, SettingsError
 
+SMALLEST = 1e-6  # distances below are taken as this one, so that a perfect redraw has a logarithm
+SCALE_SHARE, SCALE_MOST = 5, 200  # one in so many calibration images gives the scales, and at most
 TRIM = 5  # the trimmed mean drops one in five attempts at each end, rounded down
 
 
@@ -43,3 +48,61 @@ def aggregate(distances: Float[Tensor, "b attempts"], how: str = "median") -> Fl
     if not distances.shape[1]:
         raise SettingsError("0 attempts: need at least 1 to aggregate")
     return AGGREGATES[how](distances)
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Where the logarithms of each kind of distance lie on in-domain images.
+
+    LPIPS and SSIM, say, come in units of their own, and what they see differs: counted in spreads
+    above the in-domain centre they can be compared.
+
+    centres: medians, one a kind of distance.
+    spreads: half the way from the 16% to the 84% quantile, a normal distribution's deviation.
+    """
+
+    centres: tuple[float, ...]
+    spreads: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        numbers = (*self.centres, *self.spreads)
+        if len(self.centres) != len(self.spreads) or not all(map(math.isfinite, numbers)):
+            raise SettingsError(f"scales {self}: need as many finite centres as finite spreads")
+        if not all(spread > 0 for spread in self.spreads):
+            raise SettingsError(f"spreads {self.spreads}: need more than 0 each")
+
+    @classmethod
+    def from_distances(cls, distances: Float[Tensor, "n attempts kinds"]) -> "Scales":
+        """Scales of in-domain images.
+
+        Raises:
+            CalibrationError: a distance that is not finite, or all of a kind the same.
+        """
+        logs = distances.double().clamp_min(SMALLEST).log().flatten(0, 1)
+        low, centre, high = (logs.quantile(q, dim=0) for q in (0.1587, 0.5, 0.8413))
+        try:
+            return cls(tuple(centre.tolist()), tuple(((high - low) / 2).tolist()))
+        except SettingsError as error:
+            raise CalibrationError(f"{len(distances)} in-domain images: {error}") from error
+
+    def strongest(
+        self, distances: Float[Tensor, "b attempts kinds"]
+    ) -> Float[Tensor, "b attempts"]:
+        """Each attempt's strongest evidence: the largest distance, in spreads above its centre.
+
+        The largest and not the sum, so that a kind blind to what is odd, or misled by it, can't
+        hide what another sees.
+        """
+        logs = distances.clamp_min(SMALLEST).log()
+        standard = (logs - logs.new_tensor(self.centres)) / logs.new_tensor(self.spreads)
+        return standard.amax(-1)
+
+
+def scale_rows(count: int) -> Int[Tensor, "_"]:
+    """Which of so many calibration images give the scales: spread evenly, the first among them.
+
+    >>> scale_rows(11).tolist()
+    [0, 5]
+    """
+    chosen = min(SCALE_MOST, max(1, count // SCALE_SHARE))
+    return torch.arange(chosen) * count // chosen

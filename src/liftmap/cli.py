@@ -10,9 +10,10 @@ from rich.markup import escape
 from liftmap.errors import LiftmapError, SettingsError
 
 if TYPE_CHECKING:
-    from liftmap.detector import Detector, Method
+    from liftmap.detector import Detector
     from liftmap.engines.local import Summary
     from liftmap.images.sources import Source
+    from liftmap.method import Method
 
 console = Console()
 complaints = Console(stderr=True)
@@ -60,7 +61,8 @@ MethodOption = Annotated[
 StepsOption = Annotated[int | None, typer.Option(help="Sampler steps instead of the method's.")]
 AttemptsOption = Annotated[int | None, typer.Option(help="Attempts instead of the method's.")]
 DistanceOption = Annotated[
-    str | None, typer.Option(help="lpips, mse or ssim instead of the method's distance.")
+    str | None,
+    typer.Option(help="lpips, mse, ssim, or several as lpips+ssim, instead of the method's."),
 ]
 LimitOption = Annotated[int | None, typer.Option(help="Only the first N images.", min=1)]
 RootOption = Annotated[
@@ -155,8 +157,10 @@ def calibrate(
     rows: RowsOption = None,
 ) -> None:
     """Redo the calibration on normal images that were not trained on; resumes like score."""
+    import torch
+
     from liftmap.engines.local import score_source
-    from liftmap.engines.tables import read_scores
+    from liftmap.engines.tables import read_distances
     from liftmap.terminal import ScoreProgress
 
     if not Path(model).is_dir():
@@ -167,8 +171,8 @@ def calibrate(
     opened = _open(source, root, download, limit)
     table = Path(model) / "calibration.parquet"  # there only until it is taken into liftmap.json
     with ScoreProgress(console, opened.count()) as on_batch:
-        score_source(detector, opened, table, uncalibrated=True, on_batch=on_batch)
-    detector.set_calibration(read_scores(table).tolist())
+        score_source(detector, opened, table, to="distances", on_batch=on_batch)
+    detector.calibrate_on(torch.from_numpy(read_distances(table)[1]))
     detector.save(model, weights=False)
     table.unlink()
     _print_about(detector)
@@ -206,7 +210,7 @@ def score(
             opened,
             output,
             false_alarms=false_alarms,
-            uncalibrated=uncalibrated,
+            to="scores" if uncalibrated else "decisions",
             on_batch=on_batch,
         )
     _print_summary(summary, output, None if uncalibrated else false_alarms)
@@ -242,7 +246,7 @@ def evaluate(
         opened = _open(spec, root, download, limit)
         table = output / f"scores-{number}-{_slug(spec)}.parquet"
         with ScoreProgress(console, opened.count(), spec) as on_batch:
-            summary = score_source(detector, opened, table, uncalibrated=True, on_batch=on_batch)
+            summary = score_source(detector, opened, table, to="scores", on_batch=on_batch)
         compared.append(
             Compared(spec, read_scores(table), summary.computed, summary.seconds, summary.skipped)
         )
@@ -293,7 +297,7 @@ def _method(name: str, steps: int | None, attempts: int | None, distance: str | 
     """The named method with what the command line changes in it."""
     from dataclasses import replace
 
-    from liftmap.detector import find_method
+    from liftmap.method import find_method
 
     method = find_method(name)
     if steps is not None:

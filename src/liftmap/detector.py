@@ -5,9 +5,8 @@ pixels -> hidden (masks) -> redraws (inpaint) -> distances -> score (aggregate)
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,84 +16,29 @@ from jaxtyping import Bool, Float, UInt8
 from PIL.Image import Image
 from torch import Tensor
 
-from liftmap.aggregate import aggregate
+from liftmap.aggregate import Scales, aggregate, scale_rows
 from liftmap.calibrate import Calibration
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint, save_about, save_checkpoint
 from liftmap.diffusion.denoiser import Precision
 from liftmap.diffusion.noise import ImageNoise, attempt_seed
-from liftmap.diffusion.samplers import SamplerSettings
 from liftmap.diffusion.training import TrainingSettings
-from liftmap.distances import load_distance
+from liftmap.distances import load_distances
 from liftmap.errors import CalibrationError, ModelError, SettingsError
 from liftmap.explanation import Explanation
 from liftmap.fitting import HoldOut, Listener, fit_checkpoint, is_main_process
 from liftmap.images.prepare import Picture, Preparation, fingerprint, to_image, to_model_range
 from liftmap.images.sources import Source, open_source
 from liftmap.images.store import PreparedImages
-from liftmap.inpaint import Resampling, evaluations, inpaint, noise_and_denoise
-from liftmap.masks import MaskSettings, hidden_masks
-
-# stochastic DDIM; its steps and their spacing come from docs/results/steps.md
-FAST = SamplerSettings("ddim", steps=20, spacing="quadratic")
-
-
-@dataclass(frozen=True)
-class Method:
-    """Every choice of Lift, Map, Detect that changes a score; saved with the model.
-
-    start: None lifts by masking; a noise time in (0, 1] lifts by noising to it (section 3.4.4).
-    seed: the user's own; noise depends on it and on the image alone.
-    """
-
-    mask: MaskSettings = field(default_factory=MaskSettings)
-    sampler: SamplerSettings = FAST
-    resampling: Resampling = field(default_factory=Resampling)
-    start: float | None = None
-    attempts: int = 10
-    distance: str = "lpips"
-    aggregate: str = "median"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise SettingsError(f"attempts={self.attempts}: need at least 1")
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations that one image costs."""
-        share = 1.0 if self.start is None else self.start
-        return self.attempts * max(1, round(evaluations(self.sampler, self.resampling) * share))
-
-    @property
-    def key(self) -> str:
-        """A name for exactly these settings; a calibration holds for its own method only."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-METHODS: dict[str, Method] = {
-    "fast": Method(),
-    # the authors' protocol at 32x32: 1,000 Euler-Maruyama steps, ten attempts, LPIPS, median
-    "paper": Method(sampler=SamplerSettings("euler-maruyama", steps=1000)),
-}
-
-
-def find_method(name: str) -> Method:
-    """The preset of that name.
-
-    Raises:
-        SettingsError: no such method; the message lists them.
-    """
-    if name not in METHODS:
-        raise SettingsError(f"method {name!r}: need one of {', '.join(METHODS)}")
-    return METHODS[name]
+from liftmap.inpaint import inpaint, noise_and_denoise
+from liftmap.masks import hidden_masks
+from liftmap.method import Method, find_method
 
 
 class Scored(NamedTuple):
-    """Scores of a batch: higher = more out-of-distribution; distances are the attempts'."""
+    """Scores of a batch, higher = more out-of-distribution, and what they come from."""
 
     scores: Float[Tensor, "b"]
-    distances: Float[Tensor, "b attempts"]
+    distances: Float[Tensor, "b attempts kinds"]
 
 
 class Predictions(NamedTuple):
@@ -131,7 +75,7 @@ class Detector:
         self.method = find_method(method) if isinstance(method, str) else method
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.denoiser = checkpoint.denoiser(self.device, precision=precision)
-        self.distance: Any = load_distance(self.method.distance)
+        self.distances = load_distances(self.method.distance)
         channels, height, width = checkpoint.image_shape
         self.preparation = _preparation(checkpoint, channels, height, width)
         # 256 rows of 32x32 keep two cores busy; larger images get fewer
@@ -180,16 +124,38 @@ class Detector:
         return detector
 
     def score_pixels(self, pixels: UInt8[Tensor, "b c h w"]) -> Scored:
-        """Score prepared images; everything else comes down to this."""
-        method = self.method
+        """Score prepared images; everything else comes down to this.
+
+        Raises:
+            CalibrationError: several distances without the scales that a calibration gives.
+        """
+        distances = self.measure(pixels)
+        return Scored(self.scores_of(distances), distances)
+
+    def measure(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b attempts kinds"]:
+        """How far each attempt's redraw is from the image, by each of the method's distances."""
         seeds = [fingerprint(image) for image in pixels]
         original = to_model_range(pixels).to(self.device)
-        reference = self.distance.reference(original)
-        found = torch.empty(len(pixels) * method.attempts)
+        references = [d.reference(original) for d in self.distances.values()]
+        found = torch.empty(len(pixels) * self.method.attempts, len(references))
         for redraw, index, rows in self._redraws(original, seeds):
-            found[rows] = self.distance.values(reference, redraw, index).float().cpu()
-        distances = found.view(len(pixels), method.attempts)
-        return Scored(aggregate(distances, method.aggregate), distances)
+            found[rows] = self._values(references, redraw, index)
+        return found.view(len(pixels), self.method.attempts, len(references))
+
+    def _values(self, references: list[Any], redraw: Tensor, index: Tensor) -> Tensor:
+        """(redraws, kinds) of the distances."""
+        pairs = zip(self.distances.values(), references, strict=True)
+        return torch.stack([d.values(r, redraw, index).float().cpu() for d, r in pairs], 1)
+
+    def scores_of(self, distances: Float[Tensor, "b attempts kinds"]) -> Float[Tensor, "b"]:
+        """The attempts' distances as scores; raises as `score_pixels` does."""
+        return aggregate(self._evidence(distances), self.method.aggregate)
+
+    def _evidence(self, distances: Tensor) -> Tensor:
+        """(b, attempts): a single distance as it is, of several the strongest."""
+        if len(self.distances) == 1:
+            return distances[..., 0]
+        return self.scales.strongest(distances)
 
     def _redraws(self, original: Tensor, seeds: Sequence[int]) -> Iterable[tuple[Tensor, ...]]:
         """All attempts of all images, `self.rows` at a time: (redraw, image index, row numbers)."""
@@ -256,16 +222,17 @@ class Detector:
         """What was hidden, what the model drew there, and where the redraw differs."""
         pixels = self.prepare(image)
         original = to_model_range(pixels).to(self.device)
-        reference = self.distance.reference(original)
+        references = [d.reference(original) for d in self.distances.values()]
+        first = next(iter(self.distances.values()))
         redraws, maps, values = [], [], []
         for redraw, index, _ in self._redraws(original, [fingerprint(pixels[0])]):
             redraws.append(redraw.cpu())
-            maps.append(self.distance.maps(reference, redraw, index).float().cpu())
-            values.append(self.distance.values(reference, redraw, index).float().cpu())
+            maps.append(first.maps(references[0], redraw, index).float().cpu())
+            values.append(self._values(references, redraw, index))
         method = self.method
         height, width = original.shape[2:]
-        distances = torch.cat(values)
-        score = aggregate(distances[None], method.aggregate)
+        evidence = self._evidence(torch.cat(values)[None])
+        score = aggregate(evidence, method.aggregate)
         known = self.checkpoint.about.get("calibrations", {})
         p_value = self.calibration.p_values(score).item() if method.key in known else None
         return Explanation(
@@ -273,7 +240,7 @@ class Detector:
             hidden=hidden_masks(method.mask, height, width, method.attempts, seed=method.seed),
             redraws=torch.cat(redraws),
             maps=torch.cat(maps),
-            distances=distances,
+            evidence=evidence[0],
             score=score.item(),
             p_value=p_value,
         )
@@ -314,6 +281,24 @@ class Detector:
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the model's calibration is damaged ({error}): redo it") from error
 
+    @property
+    def scales(self) -> Scales:
+        """What makes several distances comparable; the model's, whatever the method.
+
+        Raises:
+            CalibrationError: no calibration has set them yet.
+        """
+        try:
+            stored = self.checkpoint.about.get("scales", {}).get(self.method.distance)
+            if stored is None:
+                raise CalibrationError(
+                    f"the model has no scales for {self.method.distance}: run `liftmap calibrate` "
+                    "on in-domain images that were not trained on, or take one distance alone"
+                )
+            return Scales(tuple(stored["centres"]), tuple(stored["spreads"]))
+        except (AttributeError, KeyError, TypeError, SettingsError) as error:
+            raise ModelError(f"the model's scales are damaged ({error}): recalibrate") from error
+
     def calibrate(
         self, images: PreparedImages, *, on_batch: Callable[[int, int], None] | None = None
     ) -> Calibration:
@@ -322,13 +307,37 @@ class Detector:
         Args:
             on_batch: called with the number of images scored so far, and of all.
         """
-        scores: list[float] = []
+        found: list[Tensor] = []
         for first in range(0, len(images), self.batch):
             rows = torch.arange(first, min(first + self.batch, len(images)))
-            scores += self.score_pixels(images.pixels(rows)).scores.tolist()
+            found.append(self.measure(images.pixels(rows)))
             if on_batch:
-                on_batch(len(scores), len(images))
-        return self.set_calibration(scores)
+                on_batch(first + len(rows), len(images))
+        return self.calibrate_on(torch.cat(found))
+
+    def calibrate_on(self, distances: Float[Tensor, "n attempts kinds"]) -> Calibration:
+        """Calibrate on the distances that `measure` gave for in-domain images.
+
+        With several distances, some of the images set the model's scales, unless it has them, and
+        take no further part (`aggregate.scale_rows`): so the scales are fixed before the others'
+        scores are looked at, as the conformal guarantee asks.
+
+        Raises:
+            CalibrationError: too few images, or distances that no scale can be taken from.
+        """
+        if len(self.distances) > 1:
+            for_scales = scale_rows(len(distances))
+            if self.method.distance not in self.checkpoint.about.setdefault("scales", {}):
+                self.set_scales(Scales.from_distances(distances[for_scales]))
+            rest = torch.ones(len(distances), dtype=torch.bool)
+            rest[for_scales] = False
+            distances = distances[rest]
+        return self.set_calibration(self.scores_of(distances).tolist())
+
+    def set_scales(self, scales: Scales) -> None:
+        """Keep the scales of the method's distances with the model."""
+        kept = self.checkpoint.about.setdefault("scales", {})
+        kept[self.method.distance] = asdict(scales)
 
     def set_calibration(self, scores: Iterable[float]) -> Calibration:
         """Keep held-out in-domain scores of this method with the model."""

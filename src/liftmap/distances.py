@@ -313,7 +313,19 @@ def _load_backbone(network: nn.Module, path: Path) -> None:
 DISTANCES: dict[str, Callable[[], Distance]] = {"lpips": LPIPS, "mse": MSE, "ssim": SSIM}
 
 
-def load_distance(name: str = "lpips") -> Distance:
+def load_distances(names: str) -> dict[str, Distance]:
+    """The distances of names joined by "+", such as "lpips+ssim".
+
+    Raises:
+        SettingsError: a name comes twice, or as `load_distance` does.
+    """
+    kinds = names.split("+")
+    if len(set(kinds)) < len(kinds):
+        raise SettingsError(f"distance {names!r}: need each name once")
+    return {name: load_distance(name) for name in kinds}
+
+
+def load_distance(name: str) -> Distance:
     """The distance of that name: one of DISTANCES, or "cosine:BACKBONE[@WEIGHTS]".
 
     "cosine:torchvision:resnet50@simclr.pth" is the paper's SimCLRv2 variant.
@@ -326,5 +338,8 @@ def load_distance(name: str = "lpips") -> Distance:
         return FeatureCosine.from_backbone(backbone, Path(weights) if weights else None)
     if name not in DISTANCES:
         known = ", ".join(DISTANCES)
-        raise SettingsError(f"distance {name!r}: need one of {known}, cosine:BACKBONE[@WEIGHTS]")
+        raise SettingsError(
+            f"distance {name!r}: need one of {known}, cosine:BACKBONE[@WEIGHTS], "
+            "or several joined by +"
+        )
     return DISTANCES[name]()

@@ -16,15 +16,16 @@ class Explanation:
     """One image's score, taken apart.
 
     original: (c, h, w) in [-1, 1]; hidden: (attempts, 1, h, w), True = redrawn;
-    redraws: (attempts, c, h, w) in about [-1, 1]; maps: (attempts, h, w), the distance by pixel;
-    distances: (attempts,); p_value: None when the model isn't calibrated for the method.
+    redraws: (attempts, c, h, w) in about [-1, 1]; maps: (attempts, h, w), the distance by pixel, of
+    several the first; evidence: (attempts,), whose aggregate is the score: the distance, or of
+    several the strongest on its scale; p_value: None without a calibration for the method.
     """
 
     original: Float[Tensor, "c h w"]
     hidden: Bool[Tensor, "attempts 1 h w"]
     redraws: Float[Tensor, "attempts c h w"]
     maps: Float[Tensor, "attempts h w"]
-    distances: Float[Tensor, "attempts"]
+    evidence: Float[Tensor, "attempts"]
     score: float
     p_value: float | None
 
@@ -35,8 +36,8 @@ class Explanation:
 
     @property
     def typical(self) -> int:
-        """The attempt whose distance is nearest the score."""
-        return int((self.distances - self.score).abs().argmin())
+        """The attempt whose evidence is nearest the score."""
+        return int((self.evidence - self.score).abs().argmin())
 
 
 def draw_explanations(

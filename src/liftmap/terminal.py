@@ -20,12 +20,13 @@ from rich.progress import (
 from rich.table import Table
 
 from liftmap.calibrate import Calibration
-from liftmap.detector import METHODS, Detector
+from liftmap.detector import Detector
 from liftmap.diffusion.training import Progress as Trained
 from liftmap.diffusion.training import TrainingSettings
 from liftmap.engines.local import Summary
 from liftmap.errors import LiftmapError
 from liftmap.fitting import Listener
+from liftmap.method import METHODS
 
 
 class _Log:

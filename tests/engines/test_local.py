@@ -48,7 +48,7 @@ def test_the_table_holds_every_image_once_in_order(tmp_path: Path, images: Sourc
     assert [r["score"] for r in rows] == pytest.approx(expected.tolist(), rel=1e-5)
     assert [r["p_value"] for r in rows] == made.calibration.p_values(expected).tolist()
     assert all(r["is_ood"] == (r["p_value"] <= 0.05) for r in rows)
-    assert all(len(r["distances"]) == 2 and r["reason"] is None for r in rows)
+    assert all(len(r["distances"]["lpips"]) == 2 and r["reason"] is None for r in rows)
     assert (summary.images, summary.skipped, summary.computed) == (18, 0, 18)
     assert summary.flagged == sum(r["is_ood"] for r in rows)
     assert not (tmp_path / "s.parquet.part").exists()
@@ -90,7 +90,7 @@ def test_a_journal_of_another_run_is_not_continued(tmp_path: Path, images: Sourc
         score_source(detector(), images, output, false_alarms=0.1)
     other = small_detector(small_method(attempts=4, steps=1), rows=16)
     with pytest.raises(OutputError, match="method, attempts"):
-        score_source(other, images, output, uncalibrated=True)
+        score_source(other, images, output, to="scores")
 
 
 def test_a_changed_source_is_noticed(tmp_path: Path, images: Source) -> None:
@@ -134,7 +134,7 @@ def test_no_decision_without_a_calibration_that_supports_it(tmp_path: Path, imag
         score_source(bare, images, output)
     with pytest.raises(CalibrationError, match="needs at least 99"):
         score_source(detector(), images, output, false_alarms=0.01)
-    score_source(bare, take(images, 2), output, uncalibrated=True)
+    score_source(bare, take(images, 2), output, to="scores")
     rows = pq.read_table(output).to_pylist()
     assert all(r["p_value"] is None and r["is_ood"] is None and r["score"] > 0 for r in rows)
 

@@ -1,28 +1,54 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from liftmap.engines.tables import odd_rows, read_scores, write_table
+from liftmap.engines.tables import odd_rows, read_distances, read_scores, write_table
 from liftmap.errors import OutputError
 
-ROWS = [
-    {"id": "a", "score": 0.2, "p_value": 0.5, "is_ood": False, "distances": [0.1], "reason": None},
-    {"id": "b", "score": None, "p_value": None, "is_ood": None, "distances": None, "reason": "x"},
-    {"id": "c", "score": 0.9, "p_value": 0.1, "is_ood": True, "distances": [0.9], "reason": None},
-]
+KINDS = ["lpips", "ssim"]
+
+
+def row(id: str, score: float | None, is_ood: bool | None, reason: str | None) -> dict[str, Any]:
+    distances = None if score is None else {"lpips": [score, 0.5], "ssim": [0.25, score]}
+    p_value = None if score is None else 1 - score
+    return {
+        "id": id,
+        "score": score,
+        "p_value": p_value,
+        "is_ood": is_ood,
+        "distances": distances,
+        "reason": reason,
+    }
+
+
+ROWS = [row("a", 0.2, False, None), row("b", None, None, "x"), row("c", 0.9, True, None)]
 
 
 def test_scores_leave_skipped_images_out(tmp_path: Path) -> None:
-    write_table(ROWS, tmp_path / "s.parquet", 1)
+    write_table(ROWS, tmp_path / "s.parquet", KINDS, 2)
     assert np.array_equal(read_scores(tmp_path / "s.parquet"), [0.2, 0.9])
     assert [row["id"] for row in odd_rows(tmp_path / "s.parquet", 5)] == ["c", "a"]
-    assert [row["id"] for row in odd_rows(tmp_path / "s.parquet", 1)] == ["c"]
+    assert [row["id"] for row in odd_rows(tmp_path / "s.parquet", KINDS, 2)] == ["c"]
+
+
+def test_distances_are_kept_by_kind(tmp_path: Path) -> None:
+    write_table(ROWS, tmp_path / "s.parquet", KINDS, 2)
+    kinds, distances = read_distances(tmp_path / "s.parquet")
+    assert kinds == KINDS
+    assert distances[..., 0] == pytest.approx(np.array([[0.2, 0.5], [0.9, 0.5]]))
+    assert distances[..., 1] == pytest.approx(np.array([[0.25, 0.2], [0.25, 0.9]]))
+    write_table(ROWS, tmp_path / "s.csv", KINDS, 2)
+    header, first, skipped, _ = (tmp_path / "s.csv").read_text().splitlines()
+    assert header == "id,score,p_value,is_ood,lpips_0,lpips_1,ssim_0,ssim_1,reason"
+    assert first == "a,0.2,0.8,False,0.2,0.5,0.25,0.2,"
+    assert skipped == "b,,,,,,,,x"
 
 
 def test_a_table_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "s.csv"
-    write_table(ROWS, path, 1)
+    write_table(ROWS, path, KINDS, 2)
     before = path.read_bytes()
 
     def rows() -> object:
@@ -30,6 +56,6 @@ def test_a_table_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OutputError, match="No space left"):
-        write_table(rows(), path, 1)  # type: ignore[arg-type]
+        write_table(rows(), path, KINDS, 2)  # type: ignore[arg-type]
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["s.csv"]

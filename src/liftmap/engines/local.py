@@ -9,19 +9,20 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import torch
 from torch import Tensor
 
-from liftmap.calibrate import Calibration
 from liftmap.detector import Detector
 from liftmap.engines.tables import check_format, write_table
 from liftmap.errors import ImageError, OutputError
 from liftmap.images.sources import Entry, Source
+
+Upto = Literal["distances", "scores", "decisions"]
 
 
 @dataclass
@@ -56,22 +57,24 @@ def score_source(
     output: Path,
     *,
     false_alarms: float = 0.05,
-    uncalibrated: bool = False,
+    to: Upto = "decisions",
     on_batch: Callable[[Summary], None] = lambda summary: None,
 ) -> Summary:
     """Score every image of a source into a Parquet, CSV or JSONL table, in the source's order.
 
-    Columns: id, score, p_value, is_ood, distances (one an attempt), reason (of a skipped image,
-    whose other columns are empty). `p_value` and `is_ood` are empty too when `uncalibrated`.
+    Columns: id, score, p_value, is_ood, distances (of each kind, one an attempt), reason (of a
+    skipped image, whose other columns are empty).
+
+    Args:
+        to: how far each image is taken. "scores" leaves p_value and is_ood empty and needs no
+            calibration if the method has a single distance; "distances" leaves the score empty too.
 
     Raises:
         CalibrationError: no calibration for this method, or too small for the false-alarm rate.
         OutputError: the output can't be written, or its journal belongs to another run.
     """
     check_format(output)
-    calibration = None if uncalibrated else detector.calibration
-    if calibration:
-        calibration.threshold(false_alarms)
+    decide = _Decide(detector, to, false_alarms)
     batch = detector.batch
     run = {
         "source": source.name,
@@ -79,8 +82,7 @@ def score_source(
         "weights": detector.weights_key,
         "attempts": detector.method.attempts,
         "batch": batch,
-        "false_alarms": None if uncalibrated else false_alarms,
-        "calibration": calibration.key if calibration else None,
+        **decide.run,
     }
     journal = Journal(output.with_name(output.name + ".part"), run)
     summary = Summary()
@@ -92,24 +94,53 @@ def score_source(
         on_batch(summary)
         while pending := list(islice(entries, batch)):
             begun = time.monotonic()
-            rows = _score_batch(detector, pending, calibration, false_alarms)
+            rows = _score_batch(detector, pending, decide)
             journal.append(file, rows)
             summary.seconds += time.monotonic() - begun
             summary.computed += len(rows)
             for row in rows:
                 summary.count(row)
             on_batch(summary)
-    write_table(journal.rows(), output, detector.method.attempts)
+    write_table(journal.rows(), output, list(detector.distances), detector.method.attempts)
     journal.path.unlink()
     return summary
 
 
-def _score_batch(
-    detector: Detector,
-    entries: list[Entry],
-    calibration: Calibration | None,
-    false_alarms: float,
-) -> list[dict[str, Any]]:
+class _Decide:
+    """From distances to the table's score, p-value and decision, as far as was asked."""
+
+    def __init__(self, detector: Detector, to: Upto, false_alarms: float) -> None:
+        self._detector, self._to, self._rate = detector, to, false_alarms
+        self._calibration = detector.calibration if to == "decisions" else None
+        self.run: dict[str, Any] = {"to": to, "false_alarms": None, "calibration": None}
+        if self._calibration:
+            self._calibration.threshold(false_alarms)  # refuses a rate it can't support
+            self.run |= {"false_alarms": false_alarms, "calibration": self._calibration.key}
+        # refuses before the work to score by several distances without their scales
+        if to != "distances" and len(detector.distances) > 1:
+            self.run["scales"] = asdict(detector.scales)
+
+    def __call__(self, distances: Tensor) -> Iterator[dict[str, Any]]:
+        kinds = list(self._detector.distances)
+        blank = [None] * len(distances)
+        scores, p_values, flags = blank, blank, blank
+        if self._to != "distances":
+            found = self._detector.scores_of(distances)
+            scores = found.tolist()
+            if self._calibration:
+                p_values = self._calibration.p_values(found).tolist()
+                flags = self._calibration.is_ood(found, self._rate).tolist()
+        for i, attempts in enumerate(distances):
+            by_kind = zip(kinds, attempts.T.tolist(), strict=True)
+            yield {
+                "score": scores[i],
+                "p_value": p_values[i],
+                "is_ood": flags[i],
+                "distances": dict(by_kind),
+            }
+
+
+def _score_batch(detector: Detector, entries: list[Entry], decide: _Decide) -> list[dict[str, Any]]:
     """The table's rows of a few images; one that can't be read costs itself alone."""
     pixels: list[Tensor] = []
     reasons: dict[int, str] = {}
@@ -118,32 +149,12 @@ def _score_batch(
             pixels.append(detector.preparation(entry.load()))
         except ImageError as error:
             reasons[i] = str(error)
-    values = _values(detector, pixels, calibration, false_alarms)
+    values = decide(detector.measure(torch.stack(pixels))) if pixels else iter(())
     empty: dict[str, Any] = {"score": None, "p_value": None, "is_ood": None, "distances": None}
     return [
         {"id": entry.id, **(empty if i in reasons else next(values)), "reason": reasons.get(i)}
         for i, entry in enumerate(entries)
     ]
-
-
-def _values(
-    detector: Detector,
-    pixels: list[Tensor],
-    calibration: Calibration | None,
-    false_alarms: float,
-) -> Iterator[dict[str, Any]]:
-    if not pixels:
-        return
-    scored = detector.score_pixels(torch.stack(pixels))
-    p_values = calibration.p_values(scored.scores) if calibration else None
-    flags = calibration.is_ood(scored.scores, false_alarms) if calibration else None
-    for i, score in enumerate(scored.scores.tolist()):
-        yield {
-            "score": score,
-            "p_value": None if p_values is None else p_values[i].item(),
-            "is_ood": None if flags is None else bool(flags[i]),
-            "distances": scored.distances[i].tolist(),
-        }
 
 
 class Journal:

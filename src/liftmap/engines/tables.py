@@ -16,7 +16,7 @@ Row = dict[str, Any]
 CHUNK = 8192  # rows a Parquet row group
 
 
-def _parquet(rows: Iterable[Row], path: Path, attempts: int) -> None:
+def _parquet(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -26,7 +26,7 @@ def _parquet(rows: Iterable[Row], path: Path, attempts: int) -> None:
             ("score", pa.float64()),
             ("p_value", pa.float64()),
             ("is_ood", pa.bool_()),
-            ("distances", pa.list_(pa.float32())),
+            ("distances", pa.struct([(kind, pa.list_(pa.float32())) for kind in kinds])),
             ("reason", pa.string()),
         ]
     )
@@ -36,24 +36,25 @@ def _parquet(rows: Iterable[Row], path: Path, attempts: int) -> None:
             writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
 
 
-def _csv(rows: Iterable[Row], path: Path, attempts: int) -> None:
-    names = [f"distance_{i}" for i in range(attempts)]
+def _csv(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int) -> None:
+    names = [f"{kind}_{i}" for kind in kinds for i in range(attempts)]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "score", "p_value", "is_ood", *names, "reason"])
         for row in rows:
-            distances = row["distances"] or [None] * attempts
+            by_kind = row["distances"] or dict.fromkeys(kinds, [None] * attempts)
+            distances = [distance for kind in kinds for distance in by_kind[kind]]
             firsts = (row["id"], row["score"], row["p_value"], row["is_ood"])
             writer.writerow([*firsts, *distances, row["reason"]])
 
 
-def _jsonl(rows: Iterable[Row], path: Path, attempts: int) -> None:
+def _jsonl(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row) + "\n")
 
 
-FORMATS: dict[str, Callable[[Iterable[Row], Path, int], None]] = {
+FORMATS: dict[str, Callable[[Iterable[Row], Path, list[str], int], None]] = {
     ".parquet": _parquet,
     ".csv": _csv,
     ".jsonl": _jsonl,
@@ -70,15 +71,18 @@ def check_format(path: Path) -> None:
         raise OutputError(f"output {path}: need a name that ends in {', '.join(FORMATS)}")
 
 
-def write_table(rows: Iterable[Row], path: Path, attempts: int) -> None:
+def write_table(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int) -> None:
     """Write rows in the format that the path's ending names; replaces an old file when done.
+
+    `distances` holds, for each kind by its name, one value an attempt; in CSV these are columns
+    such as lpips_0.
 
     Raises:
         OutputError: unknown ending, or the file can't be written.
     """
     check_format(path)
     with atomic_path(path) as temporary:
-        FORMATS[path.suffix.lower()](rows, temporary, attempts)
+        FORMATS[path.suffix.lower()](rows, temporary, kinds, attempts)
 
 
 def read_scores(path: Path) -> np.ndarray:
@@ -87,6 +91,16 @@ def read_scores(path: Path) -> np.ndarray:
 
     column = pq.read_table(path, columns=["score"])["score"].drop_null()
     return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def read_distances(path: Path) -> tuple[list[str], np.ndarray]:
+    """The kinds of a Parquet table and its distances (n, attempts, kinds), skipped left out."""
+    import pyarrow.parquet as pq
+
+    column = pq.read_table(path, columns=["distances"])["distances"].drop_null().combine_chunks()
+    kinds = [field.name for field in column.type]
+    parts = [np.array(column.field(kind).to_pylist(), dtype=np.float32) for kind in kinds]
+    return kinds, np.stack(parts, axis=-1)
 
 
 def odd_rows(path: Path, most: int) -> Iterator[Row]:

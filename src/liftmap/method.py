@@ -1,0 +1,67 @@
+"""A method: every choice of Lift, Map, Detect, and the named ones."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+
+from liftmap.diffusion.samplers import SamplerSettings
+from liftmap.errors import SettingsError
+from liftmap.inpaint import Resampling, evaluations
+from liftmap.masks import MaskSettings
+
+# stochastic DDIM; its steps and their spacing come from docs/results/steps.md
+FAST = SamplerSettings("ddim", steps=20, spacing="quadratic")
+
+
+@dataclass(frozen=True)
+class Method:
+    """Every choice of Lift, Map, Detect that changes a score; saved with the model.
+
+    start: None lifts by masking; a noise time in (0, 1] lifts by noising to it (section 3.4.4).
+    distance: a name, or several joined by "+": an attempt then counts by the one that stands out
+        most, each on the scale of in-domain images (`aggregate.Scales`).
+    seed: the user's own; noise depends on it and on the image alone.
+    """
+
+    mask: MaskSettings = field(default_factory=MaskSettings)
+    sampler: SamplerSettings = FAST
+    resampling: Resampling = field(default_factory=Resampling)
+    start: float | None = None
+    attempts: int = 10
+    distance: str = "lpips+ssim"
+    aggregate: str = "median"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise SettingsError(f"attempts={self.attempts}: need at least 1")
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations that one image costs."""
+        share = 1.0 if self.start is None else self.start
+        return self.attempts * max(1, round(evaluations(self.sampler, self.resampling) * share))
+
+    @property
+    def key(self) -> str:
+        """A name for exactly these settings; a calibration holds for its own method only."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+METHODS: dict[str, Method] = {
+    "fast": Method(),
+    # the authors' protocol at 32x32: 1,000 Euler-Maruyama steps, ten attempts, LPIPS, median
+    "paper": Method(sampler=SamplerSettings("euler-maruyama", steps=1000), distance="lpips"),
+}
+
+
+def find_method(name: str) -> Method:
+    """The preset of that name.
+
+    Raises:
+        SettingsError: no such method; the message lists them.
+    """
+    if name not in METHODS:
+        raise SettingsError(f"method {name!r}: need one of {', '.join(METHODS)}")
+    return METHODS[name]
