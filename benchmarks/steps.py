@@ -1,87 +1,108 @@
-"""How few steps separate as well as the paper's 1,000: a chain of paired comparisons.
+"""What fewer steps, fewer attempts and other distances cost and gain, beside the paper's method.
 
-`paper` (1,000 Euler-Maruyama steps) against the same sampler with 100 steps on a few images, then
-that against stochastic DDIM with fewer steps on many. All on validation images and synthetic
-shifts of them, never on test images.
+On validation images and synthetic shifts of them (`validation.py`), never on test images. A fifth
+of the normal images, at most 200, sets the scales of combined distances and is left out.
+
+The reference is the paper's sampler with 100 steps, ten attempts, LPIPS. `paper` itself, 1,000
+steps, stands beside it on a few images: --few.
 
     python benchmarks/steps.py --source torchvision:FashionMNIST:train --root DATA --work DIR
 """
 
 import argparse
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
+import torch
+from redraws import columns, measured, sampler, scores
+from torch import Tensor
 from validation import SHIFTS, write_validation
 
+from liftmap.aggregate import Scales, scale_rows
 from liftmap.detector import Detector
-from liftmap.diffusion.samplers import SamplerSettings
-from liftmap.engines.local import score_source
-from liftmap.engines.tables import read_scores
 from liftmap.evaluation.metrics import auroc, paired_auroc_difference
-from liftmap.images.sources import open_source
-from liftmap.terminal import ScoreProgress
-
-CANDIDATES = ["time-10", "time-20", "quadratic-10", "quadratic-20", "quadratic-30"]
-REFERENCE_NAME = "euler-maruyama-100"
-REFERENCE = replace(METHODS["paper"], sampler=SamplerSettings("euler-maruyama", steps=100))
 
 
-def candidate(name: str) -> Method:
-    """Stochastic DDIM from SPACING-STEPS, such as quadratic-20."""
-    spacing, _, steps = name.rpartition("-")
-    return replace(METHODS["fast"], sampler=SamplerSettings("ddim", int(steps), spacing))
+class Side(NamedTuple):
+    """Distances (n, attempts, kinds) of the normal and of the shifted images."""
+
+    normal: Tensor
+    shifted: Tensor
 
 
-def scores(model: str, name: str, method: Method, spec: str, work: Path) -> np.ndarray:
-    table = work / f"{Path(spec).name.replace(':', '-')}-{name}.parquet"
-    if not table.exists():
-        detector = Detector.from_pretrained(model, method=method)
-        source = open_source(spec)
-        with ScoreProgress(Console(stderr=True), source.count(), table.stem) as on_batch:
-            score_source(detector, source, table, to="distances", on_batch=on_batch)
-    return read_scores(table)
+def scored(side: Side, attempts: int, distance: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of both sides, without the normal images that set the scales."""
+    normal, shifted = (columns(x, attempts, distance) for x in side)
+    for_scales = scale_rows(len(normal))
+    rest = torch.ones(len(normal), dtype=torch.bool)
+    rest[for_scales] = False
+    scales = Scales.from_distances(normal[for_scales]) if "+" in distance else None
+    return scores(normal[rest], scales), scores(shifted, scales)
+
+
+def table(sides: dict[str, Side], attempts: list[int], distances: list[str]) -> Iterator[str]:
+    """A Markdown row for each sampler, number of attempts and distance."""
+    reference = sides.get("reference")
+    yield (
+        "| sampler, steps | attempts | evaluations an image | distance | AUROC "
+        f"| against the reference (95% interval) | {' | '.join(SHIFTS)} |"
+    )
+    yield "|---" * (6 + len(SHIFTS)) + "|"
+    for name, side in sides.items():
+        for count in attempts:
+            for distance in distances:
+                normal, shifted = scored(side, count, distance)
+                against = ""
+                if reference:
+                    found = paired_auroc_difference(
+                        normal, shifted, *scored(reference, 10, "lpips")
+                    )
+                    against = f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+                kinds = (auroc(normal, shifted[i :: len(SHIFTS)]) for i in range(len(SHIFTS)))
+                yield (
+                    f"| {name} | {count} | {count * sampler(name).evaluations} | {distance} "
+                    f"| {auroc(normal, shifted):.4f} | {against} "
+                    f"| {' | '.join(f'{value:.3f}' for value in kinds)} |"
+                )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="fashion-mnist")
     parser.add_argument("--source", required=True, help="what the model was trained on")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--few", type=int, default=60, help="images a side, paper's link; 0: none")
-    parser.add_argument("--many", type=int, default=1000, help="images a side, candidates' link")
-    parser.add_argument("--candidates", nargs="+", default=CANDIDATES, help="SPACING-STEPS")
+    parser.add_argument("--few", type=int, default=60, help="images a side of paper; 0: without")
+    parser.add_argument("--many", type=int, default=1000, help="images a side of the others")
+    parser.add_argument(
+        "--samplers",
+        nargs="+",
+        default=["time-10", "quadratic-5", "quadratic-10", "quadratic-20", "reference"],
+        help="SPACING-STEPS, or reference",
+    )
+    parser.add_argument("--attempts", type=int, nargs="+", default=[10, 4, 2])
+    parser.add_argument("--distances", nargs="+", default=["lpips", "mse", "ssim", "lpips+ssim"])
     asked = parser.parse_args()
     detector = Detector.from_pretrained(asked.model)
 
-    def side(name: str, method: Method, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def sides(names: list[str], count: int) -> dict[str, Side]:
         specs = write_validation(detector, asked.source, asked.root, asked.work, count)
-        normal, shifted = (scores(asked.model, name, method, s, asked.work) for s in specs)
-        return normal, shifted
+        return {n: Side(*(measured(asked.model, n, s, asked.work) for s in specs)) for n in names}
 
-    links = [(f"ddim-{name}", candidate(name), asked.many) for name in asked.candidates]
+    print(f"{asked.many} + {asked.many} images")
+    print("\n".join(table(sides(asked.samplers, asked.many), asked.attempts, asked.distances)))
     if asked.few:
-        links.append(("paper", METHODS["paper"], asked.few))
-    # the cheap side of every link first: what a stopped run has finished is worth most
-    compared = [(name, count, side(name, method, count)) for name, method, count in links]
-    references = {count: side(REFERENCE_NAME, REFERENCE, count) for _, count, _ in compared}
-    print("| a | b | images | AUROC a | AUROC b | a - b (95% interval) | correlation of scores |")
-    print("|---|---|---|---|---|---|---|")
-    for name, count, a in compared:
-        b = references[count]
-        found = paired_auroc_difference(*a, *b)
-        together = np.corrcoef(np.concatenate(a), np.concatenate(b))[0, 1]
+        few = sides(["paper", "reference"], asked.few)
+        paper, reference = (np.concatenate(scored(few[n], 10, "lpips")) for n in few)
         print(
-            f"| {name} | {REFERENCE_NAME} | {count} + {count} | {auroc(*a):.4f} | {auroc(*b):.4f}"
-            f" | {found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f}) | {together:.3f} |"
+            f"\n{asked.few} + {asked.few} images; scores of paper and reference correlate: "
+            f"{np.corrcoef(paper, reference)[0, 1]:.3f}"
         )
-    print(f"\n| AUROC by shift | {' | '.join(SHIFTS)} |\n|---{'|---' * len(SHIFTS)}|")
-    many = [(name, a) for name, count, a in compared if count == asked.many]
-    for name, (normal, shifted) in [*many, (REFERENCE_NAME, references[asked.many])]:
-        kinds = (auroc(normal, shifted[i :: len(SHIFTS)]) for i in range(len(SHIFTS)))
-        print(f"| {name} | {' | '.join(f'{value:.3f}' for value in kinds)} |")
+        print("\n".join(table(few, [10], ["lpips"])))
 
 
 if __name__ == "__main__":

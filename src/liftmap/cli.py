@@ -257,6 +257,49 @@ def evaluate(
 
 
 @app.command()
+def bench(
+    model: ModelOption,
+    source: Annotated[
+        str | None, typer.Argument(help="Images to time on; noise by default.")
+    ] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="Methods to time; may be repeated.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="How many; one full batch by default.")] = None,
+    rounds: Annotated[int, typer.Option(help="Times each is timed, in turn.", min=1)] = 3,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Time all steps of a long method, not a share.")
+    ] = False,
+    root: RootOption = None,
+    download: DownloadOption = False,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    rows: RowsOption = None,
+) -> None:
+    """What scoring costs here: seconds an image, latency, memory, use of the hardware."""
+    import torch
+
+    from liftmap.evaluation.speed import latency, measure_speed
+    from liftmap.terminal import RoundProgress, bench_table
+
+    names = methods or ["fast", "paper"]
+    options = (device, precision, rows)
+    detectors = [_detector(model, _method(n, None, None, None), *options) for n in names]
+    count = images or max(d.batch for d in detectors)
+    if source:
+        opened = _open(source, root, download, count)
+        pixels = torch.stack([detectors[0].preparation(entry.load()) for entry in opened])
+    else:
+        shape = (count, *detectors[0].checkpoint.image_shape)
+        draw = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
+    with RoundProgress(console, rounds * len(names)) as on_round:
+        speeds = measure_speed(detectors, pixels, rounds=rounds, whole=whole, on_round=on_round)
+    alone = latency(detectors[0], pixels)
+    console.print(bench_table(dict(zip(names, speeds, strict=True)), alone, len(pixels)))
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the table and the picture.")] = Path(
         "demo-output"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,6 +27,9 @@ from liftmap.engines.local import Summary
 from liftmap.errors import LiftmapError
 from liftmap.fitting import Listener
 from liftmap.method import METHODS
+
+if TYPE_CHECKING:
+    from liftmap.evaluation.speed import Speed
 
 
 class _Log:
@@ -72,6 +75,28 @@ class ScoreProgress:
         rate = f"{summary.images_per_second:.1f} images/s" if summary.computed else ""
         self._bar.update(self._task, completed=summary.images, rate=rate)
         self._log.tell(self._task, f"{summary.images} images  {rate}")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+
+class RoundProgress:
+    """A progress bar over rounds of timing."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._bar = Progress(
+            TextColumn("timing"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
+        )
+        self._task = self._bar.add_task("timing", total=total)
+
+    def __enter__(self) -> Callable[[], None]:
+        self._bar.start()
+        return lambda: self._bar.advance(self._task)
 
     def __exit__(
         self,
@@ -232,5 +257,34 @@ def evaluation_table(records: list[dict[str, Any]]) -> Table:
             f"[bold]{r['auroc']:.4f}[/]",
             f"{r['auroc_low']:.4f} to {r['auroc_high']:.4f}",
             f"{r['fpr95']:.4f}",
+        )
+    return table
+
+
+def bench_table(speeds: "dict[str, Speed]", alone: tuple[float, float], images: int) -> Table:
+    """What `bench` shows: a row a method, compared with the slowest."""
+    slowest = max(speed.seconds for speed in speeds.values())
+    first = next(iter(speeds))
+    caption = (
+        f"{images} images at once; {first}, one image alone: "
+        f"{1000 * alone[0]:.0f} ms (median), {1000 * alone[1]:.0f} ms (95% quantile)"
+    )
+    table = Table(caption=caption)
+    for name in ("method", "evaluations an image", "ms an image", "images/s", "faster"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for name in ("of matrix peak", "memory, MB"):
+        table.add_column(name, justify="right")
+    for name, speed in speeds.items():
+        of_steps = (
+            "" if speed.share_timed == 1 else f"\n(from {speed.share_timed:.0%} of its steps)"
+        )
+        table.add_row(
+            escape(name) + of_steps,
+            str(speed.evaluations),
+            f"{1000 * speed.seconds:.1f}",
+            f"{1 / speed.seconds:.2f}",
+            f"{slowest / speed.seconds:.1f}x",
+            f"{speed.peak_share:.0%}",
+            "" if speed.megabytes is None else f"{speed.megabytes:.0f}",
         )
     return table

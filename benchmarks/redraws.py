@@ -1,0 +1,60 @@
+"""Redraws measured once and scored in many ways: shared by the benchmarks of steps and speed.
+
+A run keeps ten attempts' distances by LPIPS, MSE and SSIM, so that it serves every number of
+attempts and every combination of distances: the first attempts of ten are those of a shorter
+method.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from liftmap.aggregate import Scales, aggregate
+from liftmap.detector import Detector
+from liftmap.diffusion.samplers import SamplerSettings
+from liftmap.engines.local import score_source
+from liftmap.engines.tables import read_distances
+from liftmap.images.sources import open_source, take
+from liftmap.method import Method
+from liftmap.terminal import ScoreProgress
+
+KINDS = ("lpips", "mse", "ssim")
+ATTEMPTS = 10
+SAMPLERS = {
+    "paper": SamplerSettings("euler-maruyama", 1000),
+    "reference": SamplerSettings("euler-maruyama", 100),
+}
+
+
+def sampler(name: str) -> SamplerSettings:
+    """The sampler "paper", "reference" or SPACING-STEPS, such as quadratic-20: stochastic DDIM."""
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    spacing, _, steps = name.rpartition("-")
+    return SamplerSettings("ddim", int(steps), spacing)
+
+
+def measured(model: str, name: str, spec: str, work: Path, limit: int | None = None) -> Tensor:
+    """Distances (n, attempts, kinds) of a source's images, from an earlier run or a new one."""
+    table = work / f"{'-'.join(Path(spec).parts[-2:])}-{limit or 'all'}-{name}.parquet"
+    if not table.exists():
+        method = Method(sampler=sampler(name), attempts=ATTEMPTS, distance="+".join(KINDS))
+        detector = Detector.from_pretrained(model, method=method)
+        source = take(open_source(spec), limit)
+        with ScoreProgress(Console(stderr=True), source.count(), table.stem) as on_batch:
+            score_source(detector, source, table, to="distances", on_batch=on_batch)
+    return torch.from_numpy(read_distances(table)[1])
+
+
+def columns(distances: Tensor, attempts: int, distance: str) -> Tensor:
+    """The first attempts, and the kinds that a method's distance names."""
+    return distances[:, :attempts][..., [KINDS.index(kind) for kind in distance.split("+")]]
+
+
+def scores(distances: Tensor, scales: Scales | None) -> np.ndarray:
+    """Scores of chosen columns; scales are for several kinds."""
+    evidence = scales.strongest(distances) if scales else distances[..., 0]
+    return aggregate(evidence).double().numpy()
