@@ -16,6 +16,8 @@ from typer.testing import CliRunner, Result
 
 from liftmap.cli import app
 from liftmap.diffusion import network
+from liftmap.evaluation import speed
+from liftmap.method import METHODS
 
 run = CliRunner()
 
@@ -134,6 +136,22 @@ def test_info_says_what_a_model_is(model: Path) -> None:
     assert "1% needs 99 images" in shown
 
 
+def test_bench_compares_methods_and_says_what_it_timed(
+    images: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "PEAK_SIDE", 64)
+    monkeypatch.setattr(speed, "MOST_STEPS", 2)
+    monkeypatch.setenv("COLUMNS", "120")
+    done = liftmap("bench", images, "--model", model, "--images", 2, "--rounds", 1)
+    assert f"fast {METHODS['fast'].evaluations}" not in done.output, "columns are apart"
+    rows = [line.split("│") for line in done.output.splitlines() if "│" in line]
+    fast, paper = (next(r for r in rows if name in r[1]) for name in ("fast", "paper"))
+    assert (int(fast[2]), int(paper[2])) == (METHODS["fast"].evaluations, 10_000)
+    assert float(paper[5].strip().rstrip("x")) == 1.0, "the slowest is what others are compared to"
+    assert float(fast[5].strip().rstrip("x")) > 10
+    assert "one image alone" in words(done)
+
+
 def test_a_model_that_is_not_there_lists_the_packaged_ones() -> None:
     assert "packaged models: fashion-mnist" in words(liftmap("info", "nowhere", code=1))
 
@@ -165,7 +183,16 @@ def edit(model: Path, key: str, value: object) -> None:
 def test_help_teaches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert "liftmap demo" in liftmap("--help").output
-    for command in ("train", "calibrate", "score", "evaluate", "demo", "info", "import-score-sde"):
+    for command in (
+        "train",
+        "calibrate",
+        "score",
+        "evaluate",
+        "bench",
+        "demo",
+        "info",
+        "import-score-sde",
+    ):
         assert command in liftmap("--help").output
         assert liftmap(command, "--help").output
 

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
-from liftmap.distances import FeatureCosine, load_distance
+from liftmap.distances import FeatureCosine, load_distance, load_distances
 from liftmap.errors import ModelError, SettingsError
 
 PATCHES = Path(__file__).parent / "data" / "lpips"
@@ -107,6 +108,32 @@ def test_mse_is_the_mean_squared_error() -> None:
     assert torch.allclose(
         mse.values(mse.reference(x), y, torch.arange(5)), (x - y).square().mean((1, 2, 3))
     )
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 32, 32), (3, 3, 40, 23)])
+def test_ssim_is_torchmetrics(shape: tuple[int, ...]) -> None:
+    x, y = 2.4 * torch.rand(2, *shape) - 1.2  # beyond [-1, 1] too
+    y = 0.7 * x + 0.3 * y
+    value, full = structural_similarity_index_measure(
+        y, x, data_range=(-1.0, 1.0), reduction="none", return_full_image=True
+    )
+    ssim, index = load_distance("ssim"), torch.arange(len(x))
+    reference = ssim.reference(x)
+    assert torch.allclose(ssim.values(reference, y, index), 1 - value, atol=1e-5)
+    assert torch.allclose(ssim.maps(reference, y, index), 1 - full.mean(1), atol=1e-5)
+
+
+def test_ssim_says_what_size_it_needs() -> None:
+    with pytest.raises(SettingsError, match="10 pixels a side: need at least 11"):
+        load_distance("ssim").reference(torch.zeros(1, 1, 10, 28))
+
+
+def test_several_distances_are_named_once_each() -> None:
+    assert list(load_distances("ssim+lpips")) == ["ssim", "lpips"]
+    with pytest.raises(SettingsError, match="each name once"):
+        load_distances("mse+mse")
+    with pytest.raises(SettingsError, match="need one of"):
+        load_distances("mse+")
 
 
 def test_lpips_says_what_size_it_needs() -> None:
