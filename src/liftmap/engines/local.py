@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -118,7 +118,8 @@ class _Decide:
             self.run |= {"false_alarms": false_alarms, "calibration": self._calibration.key}
         # refuses before the work to score by several distances without their scales
         if to != "distances" and len(detector.distances) > 1:
-            self.run["scales"] = asdict(detector.scales)
+            scales = detector.scales
+            self.run["scales"] = [*scales.centres, *scales.spreads]
 
     def __call__(self, distances: Tensor) -> Iterator[dict[str, Any]]:
         kinds = list(self._detector.distances)
