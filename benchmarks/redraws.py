@@ -38,8 +38,12 @@ def sampler(name: str) -> SamplerSettings:
 
 
 def measured(model: str, name: str, spec: str, work: Path, limit: int | None = None) -> Tensor:
-    """Distances (n, attempts, kinds) of a source's images, from an earlier run or a new one."""
-    table = work / f"{'-'.join(Path(spec).parts[-2:])}-{limit or 'all'}-{name}.parquet"
+    """Distances (n, attempts, kinds) of a source's images, from an earlier run or a new one.
+
+    work: a folder of one model's runs.
+    """
+    place = "-".join(Path(spec).parts[-2:]).replace(":", "-")
+    table = work / f"{place}-{limit or 'all'}-{name}.parquet"
     if not table.exists():
         method = Method(sampler=sampler(name), attempts=ATTEMPTS, distance="+".join(KINDS))
         detector = Detector.from_pretrained(model, method=method)

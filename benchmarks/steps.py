@@ -25,46 +25,65 @@ from liftmap.detector import Detector
 from liftmap.evaluation.metrics import auroc, paired_auroc_difference
 
 
-class Side(NamedTuple):
-    """Distances (n, attempts, kinds) of the normal and of the shifted images."""
+class Sides(NamedTuple):
+    """Distances (n, attempts, kinds) of the normal and shifted images, and of other sources."""
 
     normal: Tensor
     shifted: Tensor
+    others: dict[str, Tensor]
 
 
-def scored(side: Side, attempts: int, distance: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of both sides, without the normal images that set the scales."""
-    normal, shifted = (columns(x, attempts, distance) for x in side)
+class Scored(NamedTuple):
+    """Scores of the normal and shifted images, and of other sources."""
+
+    normal: np.ndarray
+    shifted: np.ndarray
+    others: dict[str, np.ndarray]
+
+    def kinds(self) -> Iterator[float]:
+        """AUROC of each kind of shift, then of each other source."""
+        for i in range(len(SHIFTS)):
+            yield auroc(self.normal, self.shifted[i :: len(SHIFTS)])
+        for other in self.others.values():
+            yield auroc(self.normal, other)
+
+
+def scored(sides: Sides, attempts: int, distance: str) -> Scored:
+    """Scores without the normal images that set the scales."""
+    normal = columns(sides.normal, attempts, distance)
     for_scales = scale_rows(len(normal))
     rest = torch.ones(len(normal), dtype=torch.bool)
     rest[for_scales] = False
     scales = Scales.from_distances(normal[for_scales]) if "+" in distance else None
-    return scores(normal[rest], scales), scores(shifted, scales)
+    others = {
+        name: scores(columns(x, attempts, distance), scales) for name, x in sides.others.items()
+    }
+    shifted = scores(columns(sides.shifted, attempts, distance), scales)
+    return Scored(scores(normal[rest], scales), shifted, others)
 
 
-def table(sides: dict[str, Side], attempts: list[int], distances: list[str]) -> Iterator[str]:
+def table(sides: dict[str, Sides], attempts: list[int], distances: list[str]) -> Iterator[str]:
     """A Markdown row for each sampler, number of attempts and distance."""
     reference = sides.get("reference")
+    base = scored(reference, 10, "lpips") if reference else None
+    names = [*SHIFTS, *next(iter(sides.values())).others]
     yield (
         "| sampler, steps | attempts | evaluations an image | distance | AUROC "
-        f"| against the reference (95% interval) | {' | '.join(SHIFTS)} |"
+        f"| against the reference (95% interval) | {' | '.join(names)} |"
     )
-    yield "|---" * (6 + len(SHIFTS)) + "|"
+    yield "|---" * (6 + len(names)) + "|"
     for name, side in sides.items():
         for count in attempts:
             for distance in distances:
-                normal, shifted = scored(side, count, distance)
+                found = scored(side, count, distance)
                 against = ""
-                if reference:
-                    found = paired_auroc_difference(
-                        normal, shifted, *scored(reference, 10, "lpips")
-                    )
-                    against = f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
-                kinds = (auroc(normal, shifted[i :: len(SHIFTS)]) for i in range(len(SHIFTS)))
+                if base:
+                    apart = paired_auroc_difference(*found[:2], *base[:2])
+                    against = f"{apart.value:+.4f} ({apart.low:+.4f} to {apart.high:+.4f})"
                 yield (
                     f"| {name} | {count} | {count * sampler(name).evaluations} | {distance} "
-                    f"| {auroc(normal, shifted):.4f} | {against} "
-                    f"| {' | '.join(f'{value:.3f}' for value in kinds)} |"
+                    f"| {auroc(*found[:2]):.4f} | {against} "
+                    f"| {' | '.join(f'{value:.3f}' for value in found.kinds())} |"
                 )
 
 
@@ -86,22 +105,29 @@ def main() -> None:
     )
     parser.add_argument("--attempts", type=int, nargs="+", default=[10, 4, 2])
     parser.add_argument("--distances", nargs="+", default=["lpips", "mse", "ssim", "lpips+ssim"])
+    parser.add_argument(
+        "--others", nargs="*", default=[], help="further OOD sources, not for tests"
+    )
     asked = parser.parse_args()
     detector = Detector.from_pretrained(asked.model)
 
-    def sides(names: list[str], count: int) -> dict[str, Side]:
+    def sides(names: list[str], count: int, others: list[str]) -> dict[str, Sides]:
         specs = write_validation(detector, asked.source, asked.root, asked.work, count)
-        return {n: Side(*(measured(asked.model, n, s, asked.work) for s in specs)) for n in names}
+        found = {}
+        for name in names:
+            normal, shifted = (measured(asked.model, name, s, asked.work) for s in specs)
+            more = {Path(x).stem: measured(asked.model, name, x, asked.work) for x in others}
+            found[name] = Sides(normal, shifted, more)
+        return found
 
     print(f"{asked.many} + {asked.many} images")
-    print("\n".join(table(sides(asked.samplers, asked.many), asked.attempts, asked.distances)))
+    many = sides(asked.samplers, asked.many, asked.others)
+    print("\n".join(table(many, asked.attempts, asked.distances)))
     if asked.few:
-        few = sides(["paper", "reference"], asked.few)
-        paper, reference = (np.concatenate(scored(few[n], 10, "lpips")) for n in few)
-        print(
-            f"\n{asked.few} + {asked.few} images; scores of paper and reference correlate: "
-            f"{np.corrcoef(paper, reference)[0, 1]:.3f}"
-        )
+        few = sides(["paper", "reference"], asked.few, [])
+        paper, reference = (np.concatenate(scored(few[n], 10, "lpips")[:2]) for n in few)
+        together = np.corrcoef(paper, reference)[0, 1]
+        print(f"\n{asked.few} + {asked.few} images; paper and reference correlate {together:.3f}")
         print("\n".join(table(few, [10], ["lpips"])))
 
 
