@@ -30,11 +30,15 @@ SAMPLERS = {
 
 
 def sampler(name: str) -> SamplerSettings:
-    """The sampler "paper", "reference" or SPACING-STEPS, such as quadratic-20: stochastic DDIM."""
+    """The sampler "paper", "reference" or SPACING-STEPS[@START], such as quadratic-5@0.5.
+
+    The last is stochastic DDIM; its path begins at noise time START, or 1.
+    """
     if name in SAMPLERS:
         return SAMPLERS[name]
-    spacing, _, steps = name.rpartition("-")
-    return SamplerSettings("ddim", int(steps), spacing)
+    path, _, start = name.partition("@")
+    spacing, _, steps = path.rpartition("-")
+    return SamplerSettings("ddim", int(steps), spacing, float(start or 1))
 
 
 def measured(model: str, name: str, spec: str, work: Path, limit: int | None = None) -> Tensor:

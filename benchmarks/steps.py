@@ -100,8 +100,8 @@ def main() -> None:
     parser.add_argument(
         "--samplers",
         nargs="+",
-        default=["time-10", "quadratic-5", "quadratic-10", "quadratic-20", "reference"],
-        help="SPACING-STEPS, or reference",
+        default=["quadratic-10", "quadratic-5", "quadratic-5@0.5", "reference"],
+        help="SPACING-STEPS[@START], or reference",
     )
     parser.add_argument("--attempts", type=int, nargs="+", default=[10, 4, 2])
     parser.add_argument("--distances", nargs="+", default=["lpips", "mse", "ssim", "lpips+ssim"])

@@ -77,6 +77,30 @@ def test_redraws_follow_the_conditional_distribution() -> None:
     assert torch.allclose(mean, exact, atol=0.06)
 
 
+def test_a_path_may_begin_where_an_image_first_takes_shape() -> None:
+    """All levels lie below `start`, so each step is finer; the redraw follows the same mean."""
+
+    class Watched(GaussianDenoiser):
+        def __call__(self, x: Tensor, t: float) -> Prediction:
+            times.append(t)
+            return super().__call__(x, t)
+
+    times: list[float] = []
+    cov, count = covariance(), 1500
+    original = torch.linspace(-0.8, 0.8, SIDE * SIDE).view(1, 1, SIDE, SIDE)
+    original = original.expand(count, -1, -1, -1)
+    hidden = stripes().flatten()
+    means = []
+    for start in (1.0, 0.5):
+        settings = SamplerSettings("ddim", 100, start=start)
+        redraw = inpaint(Watched(cov, VP()), original, stripes(), noise(count), settings)
+        means.append(redraw.flatten(1)[:, hidden].mean(0))
+        assert max(times) == start
+        assert len(times) == 100
+        times.clear()
+    assert torch.allclose(means[0], means[1], atol=0.06)
+
+
 def test_resampling_brings_redraws_nearer_to_the_known_pixels() -> None:
     """RePaint's point: the plain walk harmonises less with what is known."""
     cov, count = covariance(), 2000

@@ -118,7 +118,7 @@ class Detector:
         )
         detector = cls(checkpoint, **options)
         if is_main_process():
-            if len(held_out):
+            if len(held_out) > 1:  # a single one can't give scales and calibrate
                 detector.calibrate(held_out, on_batch=listener.on_calibrated if listener else None)
             detector.save(output)
         return detector

@@ -89,8 +89,10 @@ def inpaint(
         hidden: True = to be redrawn; one row an image, or one for all.
         noise: one seed an image.
     """
-    start = torch.where(hidden, torch.zeros_like(original), original)
-    return _walk(denoiser, original, hidden, noise, settings, resampling or Resampling(), start)
+    times = grid(denoiser.process, settings.steps, settings.spacing, start=settings.start)
+    blank = torch.where(hidden, torch.zeros_like(original), original)
+    resampling = resampling or Resampling()
+    return _walk(denoiser, original, hidden, noise, settings, resampling, blank, times.tolist())
 
 
 def noise_and_denoise(
@@ -111,9 +113,9 @@ def noise_and_denoise(
     if not 0 < start <= 1:
         raise SettingsError(f"start={start}: need more than 0 and at most 1")
     everywhere = torch.ones(1, 1, *original.shape[2:], dtype=torch.bool, device=original.device)
-    return _walk(
-        denoiser, original, everywhere, noise, settings, Resampling(), original, begin=start
-    )
+    steps = max(1, round(settings.steps * start))
+    times = grid(denoiser.process, steps, settings.spacing, start=start).tolist()
+    return _walk(denoiser, original, everywhere, noise, settings, Resampling(), original, times)
 
 
 def _walk(
@@ -124,13 +126,11 @@ def _walk(
     settings: SamplerSettings,
     resampling: Resampling,
     lifted: Tensor,
-    begin: float = 1.0,
+    times: list[float],
 ) -> Tensor:
-    """Noise `lifted` to time `begin`, then walk the planned moves down to time 0."""
+    """Noise `lifted` to the first of the times, then walk the planned moves down to time 0."""
     process, memory = denoiser.process, Memory()
-    steps = max(1, round(settings.steps * begin))
-    times = grid(process, steps, settings.spacing, start=begin).tolist()
-    x = _noised(process, lifted, begin, noise.draw())
+    x = _noised(process, lifted, times[0], noise.draw())
     moves = plan(times, corrector=settings.corrector_snr > 0, resampling=resampling)
     for move in moves:
         if move.kind == "renoise":

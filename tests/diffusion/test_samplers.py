@@ -148,6 +148,8 @@ def test_clipping_keeps_the_predicted_image_in_range() -> None:
         ({"name": "heun"}, "need one of ddim, euler-maruyama"),
         ({"steps": 0}, "steps=0"),
         ({"eta": 1.5}, "eta=1.5"),
+        ({"start": 0.0}, "start=0"),
+        ({"start": 1.1}, "start=1.1"),
         ({"spacing": "cosine"}, "cosine"),
         ({"corrector_snr": -1.0}, "corrector_snr=-1"),
     ],

@@ -29,6 +29,8 @@ class SamplerSettings:
     name: "ddim", "euler-maruyama", "reverse-diffusion" or "dpm-solver++".
     steps: levels visited before time 0; each costs one network evaluation.
     spacing: levels uniform in "time", in its square root ("quadratic") or in "log-snr".
+    start: the noise time in (0, 1] that the path begins at. Below 1 the first levels are left out,
+        where next to nothing of an image is seen: all steps go where it takes shape.
     eta: DDIM's stochasticity, 0 deterministic to 1 ancestral.
     clip: clamp the predicted image to [-1, 1] before each step.
     corrector_snr: Langevin corrector's signal-to-noise ratio; 0 leaves the corrector out. One
@@ -38,6 +40,7 @@ class SamplerSettings:
     name: str = "ddim"
     steps: int = 10
     spacing: str = "time"
+    start: float = 1.0
     eta: float = 1.0
     clip: bool = False
     corrector_snr: float = 0.0
@@ -49,6 +52,8 @@ class SamplerSettings:
             raise SettingsError(f"steps={self.steps}: need at least 1")
         if self.spacing not in SPACINGS:
             raise SettingsError(f"spacing {self.spacing!r}: need one of {', '.join(SPACINGS)}")
+        if not 0 < self.start <= 1:
+            raise SettingsError(f"start={self.start}: need more than 0 and at most 1")
         if not 0 <= self.eta <= 1:
             raise SettingsError(f"eta={self.eta}: need 0 (deterministic) to 1 (ancestral)")
         if self.corrector_snr < 0:
@@ -262,8 +267,8 @@ def _predict(denoiser: Denoiser, x: Tensor, at: Levels, settings: SamplerSetting
 def sample(
     denoiser: Denoiser, x: Float[Tensor, "n c h w"], draw: Draw, settings: SamplerSettings
 ) -> Float[Tensor, "n c h w"]:
-    """Unconditional samples from x, noise at time 1 (standard deviation sigma(1))."""
-    times = grid(denoiser.process, settings.steps, settings.spacing).tolist()
+    """Unconditional samples from x, noise at time `start` (standard deviation sigma(start))."""
+    times = grid(denoiser.process, settings.steps, settings.spacing, start=settings.start).tolist()
     memory = Memory()
     for t, s in itertools.pairwise(times):
         if settings.corrector_snr:
