@@ -1,5 +1,7 @@
 """Whether a score depends on its batch: alone, in a batch of 7, of 256, in reversed order.
 
+Distances are compared relatively, scores absolutely: they count spreads and lie around 0.
+
 python benchmarks/invariance.py --source torchvision:FashionMNIST:test --root DATA
 """
 
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from liftmap.detector import Detector
+from liftmap.detector import Detector, Scored
 from liftmap.images.sources import open_source, take
 
 
@@ -20,22 +22,33 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["float32", "bf16"])
     parser.add_argument("--images", type=int, default=256)
     asked = parser.parse_args()
-    print("| precision | images | alone | batch of 7 | reversed | largest relative difference |")
+    print(
+        "| precision | images | distances, relative: alone | batch of 7 | reversed "
+        "| scores, in spreads: largest |"
+    )
     print("|---|---|---|---|---|---|")
     for precision in asked.precision:
         detector = Detector.from_pretrained(asked.model, precision=precision)
         source = take(open_source(asked.source, root=asked.root), asked.images)
         pixels = torch.stack([detector.preparation(entry.load()) for entry in source])
-        whole = detector.score_pixels(pixels).scores
-        alone = torch.cat([detector.score_pixels(pixels[i : i + 1]).scores for i in range(7)])
-        seven = detector.score_pixels(pixels[:7]).scores
-        backwards = detector.score_pixels(pixels.flip(0)).scores.flip(0)
-        apart = [
-            ((other - whole[: len(other)]).abs() / whole[: len(other)]).max().item()
-            for other in (alone, seven, backwards)
+        whole = detector.score_pixels(pixels)
+        alone = [detector.score_pixels(pixels[i : i + 1]) for i in range(7)]
+        backwards = detector.score_pixels(pixels.flip(0))
+        others = [
+            Scored(*(torch.cat(parts) for parts in zip(*alone, strict=True))),
+            detector.score_pixels(pixels[:7]),
+            Scored(backwards.scores.flip(0), backwards.distances.flip(0)),
         ]
-        parts = " | ".join(f"{x:.1e}" for x in apart)
-        print(f"| {precision} | {len(pixels)} | {parts} | {max(apart):.1e} |", flush=True)
+        relative, absolute = [], []
+        for scores, distances in others:
+            known = whole.distances[: len(distances)]
+            relative.append(((distances - known).abs() / known).max().item())
+            absolute.append((scores - whole.scores[: len(scores)]).abs().max().item())
+        parts = " | ".join(f"{x:.1e}" for x in relative)
+        print(
+            f"| {precision} | {len(pixels)} | {parts} | {max(absolute):.1e} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
