@@ -70,9 +70,10 @@ def draw_frontier(points: dict[str, dict[str, tuple[float, float]]], path: Path)
     axis = figure.subplots()
     for out, by_method in points.items():
         seconds, aurocs = zip(*by_method.values(), strict=True)
-        axis.scatter(seconds, aurocs, label=out)
+        axis.scatter(seconds, aurocs, label="/".join(Path(out).parts[-2:]))
     for name, at in next(iter(points.values())).items():
-        axis.annotate(name, at, fontsize=6, rotation=30)
+        axis.annotate(name, at, fontsize=6, xytext=(0, 5), textcoords="offset points", ha="center")
+    axis.margins(0.15)
     axis.set(xscale="log", xlabel="seconds an image", ylabel="AUROC")
     axis.grid(alpha=0.3)
     axis.legend()
