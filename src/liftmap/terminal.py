@@ -266,13 +266,13 @@ def bench_table(speeds: "dict[str, Speed]", alone: tuple[float, float], images: 
     slowest = max(speed.seconds for speed in speeds.values())
     first = next(iter(speeds))
     caption = (
-        f"{images} images at once; {first}, one image alone: "
+        f"evaluations of the network an image; {images} images at once; {first}, one image alone: "
         f"{1000 * alone[0]:.0f} ms (median), {1000 * alone[1]:.0f} ms (95% quantile)"
     )
     table = Table(caption=caption)
-    for name in ("method", "evaluations an image", "ms an image", "images/s", "faster"):
+    for name in ("method", "evaluations", "ms/image", "images/s", "faster"):
         table.add_column(name, justify="left" if name == "method" else "right")
-    for name in ("of matrix peak", "memory, MB"):
+    for name in ("of peak", "MB"):
         table.add_column(name, justify="right")
     for name, speed in speeds.items():
         of_steps = (
