@@ -297,7 +297,10 @@ class Detector:
                 )
             return Scales(tuple(stored["centres"]), tuple(stored["spreads"]))
         except (AttributeError, KeyError, TypeError, SettingsError) as error:
-            raise ModelError(f"the model's scales are damaged ({error}): recalibrate") from error
+            raise ModelError(
+                f"the model's scales are damaged ({error}): take `scales` out of its liftmap.json "
+                "and calibrate again"
+            ) from error
 
     def calibrate(
         self, images: PreparedImages, *, on_batch: Callable[[int, int], None] | None = None

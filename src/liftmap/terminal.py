@@ -51,7 +51,21 @@ class _Log:
         self._bar.console.print(line, soft_wrap=True)
 
 
-class ScoreProgress:
+class _Bar:
+    """A bar that stops when its `with` block ends."""
+
+    _bar: Progress
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+
+class ScoreProgress(_Bar):
     """A progress bar over images, with images/s and time left."""
 
     def __init__(self, console: Console, total: int | None, name: str = "scoring") -> None:
@@ -76,16 +90,8 @@ class ScoreProgress:
         self._bar.update(self._task, completed=summary.images, rate=rate)
         self._log.tell(self._task, f"{summary.images} images  {rate}")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
 
-
-class RoundProgress:
+class RoundProgress(_Bar):
     """A progress bar over rounds of timing."""
 
     def __init__(self, console: Console, total: int) -> None:
@@ -98,16 +104,8 @@ class RoundProgress:
         self._bar.start()
         return lambda: self._bar.advance(self._task)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
 
-
-class FitProgress(Listener):
+class FitProgress(_Bar, Listener):
     """Progress of preparing and training: images/s, loss, time left."""
 
     def __init__(self, console: Console, settings: TrainingSettings, images: int | None) -> None:
@@ -133,14 +131,6 @@ class FitProgress(Listener):
     def __enter__(self) -> "FitProgress":
         self._bar.start()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
 
     def _note(self, text: str) -> None:
         self._bar.console.print(text)
