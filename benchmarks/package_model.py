@@ -67,7 +67,7 @@ def card(name: str, data: str, licence: str, training: dict[str, Any], table: li
     curve = training["loss_curve"]
     final = sum(curve[-5:]) / len(curve[-5:])
     colours = "grey" if prepared["channels"] == 1 else "RGB"
-    held = training["hold_out"]
+    held, started = training["hold_out"], "initial" in training
     return "\n".join(
         [
             f"# {name}",
@@ -85,6 +85,7 @@ def card(name: str, data: str, licence: str, training: dict[str, Any], table: li
             f"steps of {settings['batch']} images, learning rate {settings['learning_rate']:g} "
             f"falling by a cosine, EMA {settings['ema']}, seed {settings['seed']}, flips "
             f"{'on' if settings['flip'] else 'off'} |",
+            *([f"| started from | {_earlier(training['initial'])} |"] if started else []),
             f"| loss | {curve[0]:.3f} at first, {final:.4f} over the last twentieth |",
             "",
             "![training loss](loss.png)",
@@ -98,6 +99,12 @@ def card(name: str, data: str, licence: str, training: dict[str, Any], table: li
             "",
         ]
     )
+
+
+def _earlier(initial: dict[str, Any]) -> str:
+    """The trainings before this one, the last first."""
+    text = f"{initial['minutes']:.0f} minutes, {initial['steps']} steps on the same images"
+    return f"{text}; before it {_earlier(initial['initial'])}" if "initial" in initial else text
 
 
 def main() -> None:

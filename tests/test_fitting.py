@@ -1,16 +1,22 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from tiny import SMALL, save_images
 
 from liftmap import fitting
 from liftmap.diffusion import network
+from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
 from liftmap.diffusion.training import Trainer, TrainingSettings
-from liftmap.errors import ModelError, OutputError
+from liftmap.errors import ModelError, OutputError, SettingsError
 from liftmap.fitting import HoldOut, Listener, fit_checkpoint
 from liftmap.images.prepare import Preparation
 from liftmap.images.sources import open_source
+from liftmap.images.store import PreparedImages
+
+PREPARATION = Preparation(32, 32, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -18,15 +24,25 @@ def _small_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(network.PRESETS, "test", SMALL)
 
 
-def fit(images: Path, folder: Path, steps: int = 2, **options: object) -> object:
+def fit(
+    images: Path,
+    folder: Path,
+    steps: int = 2,
+    preparation: Preparation = PREPARATION,
+    learning_rate: float = 4e-4,
+    **options: Any,
+) -> tuple[Checkpoint, PreparedImages]:
+    settings = TrainingSettings(
+        steps=steps, batch=4, save_every_minutes=0.0, learning_rate=learning_rate
+    )
     return fit_checkpoint(
         open_source(images),
         folder,
         preset="test",
-        preparation=Preparation(32, 32, 1),
-        settings=TrainingSettings(steps=steps, batch=4, save_every_minutes=0.0),
+        preparation=preparation,
+        settings=settings,
         hold_out=HoldOut(share=0.25),
-        **options,  # type: ignore[arg-type]
+        **options,
     )
 
 
@@ -35,7 +51,7 @@ def test_the_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
     made = fit(
         save_images(tmp_path / "i", 20), tmp_path / "m", listener=Listener(on_note=notes.append)
     )
-    assert len(made[1]) == 5  # type: ignore[index]
+    assert len(made[1]) == 5
     assert notes == ["15 images to train on, 5 held out for calibration"]
     about = json.loads((tmp_path / "m" / "liftmap.json").read_text())["training"]
     assert (about["images"], about["steps"], len(about["loss_curve"])) == (15, 2, 2)
@@ -78,3 +94,34 @@ def test_another_source_or_a_folder_without_a_run_is_not_resumed(tmp_path: Path)
     fit(images, tmp_path / "m")
     with pytest.raises(ModelError, match=r"source is .*but .* was trained with"):
         fit(others, tmp_path / "m", resume=True)
+
+
+def test_training_starts_from_another_models_weights_and_says_so(tmp_path: Path) -> None:
+    images = save_images(tmp_path / "i", 8)
+    first, _ = fit(images, tmp_path / "a")
+    second, _ = fit(images, tmp_path / "b", initial=tmp_path / "a", learning_rate=1e-12)
+    stored = load_checkpoint(tmp_path / "a").unet.state_dict()
+    for name, weight in second.unet.state_dict().items():
+        torch.testing.assert_close(weight, stored[name])
+    before = second.about["training"]["initial"]
+    assert (before["model"], before["steps"]) == (
+        str(tmp_path / "a"),
+        first.about["training"]["steps"],
+    )
+    assert second.about["training"]["preset"] == "test"
+
+
+def test_a_model_of_another_size_is_no_start(tmp_path: Path) -> None:
+    images = save_images(tmp_path / "i", 8)
+    fit(images, tmp_path / "a")
+    with pytest.raises(SettingsError, match=r"16x16 .* takes 32x32 with 1: give --size 32x32"):
+        fit(images, tmp_path / "b", initial=tmp_path / "a", preparation=Preparation(16, 16, 1))
+
+
+def test_a_run_with_another_start_is_not_resumed(tmp_path: Path) -> None:
+    images = save_images(tmp_path / "i", 8)
+    fit(images, tmp_path / "a")
+    fit(images, tmp_path / "b", initial=tmp_path / "a")
+    fit(images, tmp_path / "b", initial=tmp_path / "a", resume=True, steps=3)
+    with pytest.raises(ModelError, match=r"initial is None, but .* was trained with"):
+        fit(images, tmp_path / "b", resume=True)

@@ -89,6 +89,9 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Train this long (default 40).")] = None,
     steps: Annotated[int | None, typer.Option(help="Train this many steps instead.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+    initial: Annotated[
+        str | None, typer.Option(help="Start from this model's weights, not from a fresh preset.")
+    ] = None,
     size: Annotated[str, typer.Option(help="Pixels: 32, or HEIGHTxWIDTH.")] = "32",
     channels: Annotated[int, typer.Option(help="3 for colour, 1 for grey.")] = 3,
     fit: Annotated[str, typer.Option(help="stretch, crop or pad to the size.")] = "stretch",
@@ -132,6 +135,7 @@ def train(
             preparation=Preparation(height, width, channels, fit),
             training=settings,
             hold_out=HoldOut(hold_out, hold_out_most),
+            initial=initial,
             resume=resume,
             listener=listener,
             method=method,

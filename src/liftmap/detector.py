@@ -100,11 +100,16 @@ class Detector:
         preparation: Preparation | None = None,
         training: TrainingSettings | None = None,
         hold_out: HoldOut | None = None,
+        initial: str | Path | None = None,
         resume: bool = False,
         listener: Listener | None = None,
         **options: Any,
     ) -> "Detector":
-        """Train on a source of in-domain images, calibrate on those held out, save to `output`."""
+        """Train on a source of in-domain images, calibrate on those held out, save to `output`.
+
+        Args:
+            initial: a model to go on from, as `from_pretrained` takes it; `preset` is then its own.
+        """
         source = open_source(source) if isinstance(source, str | Path) else source
         checkpoint, held_out = fit_checkpoint(
             source,
@@ -113,6 +118,7 @@ class Detector:
             preparation=preparation or Preparation(32, 32, 3),
             settings=training or TrainingSettings(minutes=40),
             hold_out=hold_out or HoldOut(),
+            initial=initial,
             resume=resume,
             listener=listener,
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from liftmap.diffusion.checkpoints import Checkpoint, save_checkpoint
+from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from liftmap.diffusion.denoiser import Parametrisation, Precision, fast_bf16
 from liftmap.diffusion.network import Patched, build_unet, find_preset
 from liftmap.diffusion.process import PROCESSES
@@ -65,28 +65,28 @@ def fit_checkpoint(
     preparation: Preparation,
     settings: TrainingSettings,
     hold_out: HoldOut,
+    initial: str | Path | None = None,
     resume: bool = False,
     listener: Listener | None = None,
 ) -> tuple[Checkpoint, PreparedImages]:
-    """Train a preset on a source; the model folder and the held-out images.
+    """Train a preset, or a model that exists, on a source; the model and the held-out images.
+
+    Args:
+        initial: a model to start from instead of the preset's fresh weights. If it was trained on
+            the same source, the same seed and hold-out keep the same images from both trainings.
 
     Raises:
         SettingsError, SourceError, ModelError, OutputError: see the parts.
     """
     listener = listener or Listener()
-    shape = find_preset(preset)
-    by = Parametrisation(
-        target=shape.prediction,
-        time_input="sigma" if shape.skip else "scaled",
-    )
     torch.manual_seed(settings.seed)
-    unet = build_unet(
-        shape, height=preparation.height, width=preparation.width, channels=preparation.channels
-    )
-    process = PROCESSES[shape.process]()  # type: ignore[call-arg]
+    checkpoint = _fresh(preset, preparation) if initial is None else _loaded(initial, preparation)
+    network = Patched(checkpoint.unet, checkpoint.patch)
     precision: Precision = "bf16" if fast_bf16(_device()) else "float32"
-    trainer = Trainer(Patched(unet, shape.patch), process, by, settings, precision=precision)
+    trainer = Trainer(network, checkpoint.process, checkpoint.by, settings, precision=precision)
     recipe = _recipe(source, preset, preparation, settings, hold_out)
+    if initial is not None:
+        recipe |= _before(str(initial), checkpoint)
     _check_folder(folder, recipe, resume)
     prepare = _Once(folder, source, preparation, listener)
     rest, held = prepare.images(trainer).hold_out(hold_out.share, hold_out.most, seed=settings.seed)
@@ -94,7 +94,7 @@ def fit_checkpoint(
     if resume:
         trainer.load_state(folder / STATE)
     about = {"preparation": asdict(preparation), "training": recipe}
-    checkpoint = Checkpoint(unet, process, by, shape.patch, about)
+    checkpoint.about = about
 
     def save() -> None:
         trainer.save_state(folder / STATE)
@@ -118,6 +118,42 @@ def is_main_process() -> bool:
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)
+
+
+def _fresh(preset: str, preparation: Preparation) -> Checkpoint:
+    """The preset with random weights."""
+    shape = find_preset(preset)
+    p = preparation
+    unet = build_unet(shape, height=p.height, width=p.width, channels=p.channels)
+    by = Parametrisation(
+        target=shape.prediction,
+        time_input="sigma" if shape.skip else "scaled",
+    )
+    process = PROCESSES[shape.process]()  # type: ignore[call-arg]
+    return Checkpoint(unet, process, by, shape.patch)
+
+
+def _loaded(initial: str | Path, preparation: Preparation) -> Checkpoint:
+    """The model to start from, which must take images of the prepared shape."""
+    checkpoint = load_checkpoint(initial)
+    asked = (preparation.channels, preparation.height, preparation.width)
+    if checkpoint.image_shape != asked:
+        channels, height, width = checkpoint.image_shape
+        raise SettingsError(
+            f"images of {asked[1]}x{asked[2]} with {asked[0]} channel(s), but {initial} takes "
+            f"{height}x{width} with {channels}: give --size {height}x{width} --channels {channels}"
+        )
+    return checkpoint
+
+
+def _before(initial: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the recipe says of the model that a training started from."""
+    training = checkpoint.about.get("training", {})
+    known = {key: training.get(key) for key in ("source", "steps", "minutes", "initial")}
+    return {
+        "preset": training.get("preset"),
+        "initial": {"model": initial} | {k: v for k, v in known.items() if v is not None},
+    }
 
 
 class _Once:
@@ -153,10 +189,10 @@ def _check_folder(folder: Path, recipe: dict[str, Any], resume: bool) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} can't be read ({error}): nothing to resume") from error
-    for key in ("source", "preset", "preparation", "hold_out"):
-        if before.get(key) != recipe[key]:
+    for key in ("source", "preset", "initial", "preparation", "hold_out"):
+        if before.get(key) != recipe.get(key):
             raise ModelError(
-                f"{key} is {recipe[key]!r}, but {folder} was trained with {before.get(key)!r}: "
+                f"{key} is {recipe.get(key)!r}, but {folder} was trained with {before.get(key)!r}: "
                 "use the same, or a new folder"
             )
 

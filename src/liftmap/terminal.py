@@ -199,6 +199,10 @@ def about_table(detector: Detector) -> Table:
     if training:
         table.add_row("trained on", f"{training.get('images', '?')} of {training.get('source')}")
         table.add_row("for", f"{training.get('minutes')} minutes, {training.get('steps')} steps")
+        if initial := training.get("initial"):
+            earlier = f"{initial.get('minutes')} minutes, {initial.get('steps')} steps"
+            known = f", trained for {earlier}" if "steps" in initial else ""
+            table.add_row("started from", f"{initial['model']}{known}")
         if curve := training.get("loss_curve"):
             table.add_row("loss", f"{curve[0]:.3f} to {curve[-1]:.4f}")
     for name, stored in _calibrations(detector):
