@@ -62,7 +62,11 @@ def columns(distances: Tensor, attempts: int, distance: str) -> Tensor:
     return distances[:, :attempts][..., [KINDS.index(kind) for kind in distance.split("+")]]
 
 
+def evidence(distances: Tensor, scales: Scales | None) -> Tensor:
+    """Each attempt's evidence (n, attempts) from chosen columns; scales are for several kinds."""
+    return scales.strongest(distances) if scales else distances[..., 0]
+
+
 def scores(distances: Tensor, scales: Scales | None) -> np.ndarray:
-    """Scores of chosen columns; scales are for several kinds."""
-    evidence = scales.strongest(distances) if scales else distances[..., 0]
-    return aggregate(evidence).double().numpy()
+    """Scores of chosen columns, from all their attempts."""
+    return aggregate(evidence(distances, scales)).double().numpy()

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from redraws import columns, measured, sampler, scores
+from redraws import columns, evidence, measured, sampler, scores
 from torch import Tensor
 from validation import SHIFTS, write_validation
 
-from liftmap.aggregate import Scales, scale_rows
+from liftmap.aggregate import PAIR, Scales, aggregate, scale_rows, until_settled
 from liftmap.detector import Detector
 from liftmap.evaluation.metrics import auroc, paired_auroc_difference
 
@@ -48,18 +48,61 @@ class Scored(NamedTuple):
             yield auroc(self.normal, other)
 
 
+class Split(NamedTuple):
+    """Normal images that set the rule (scales, settled score), and those that are scored by it."""
+
+    rule: Tensor
+    rest: Tensor
+    scales: Scales | None
+
+
+def split(normal: Tensor, distance: str) -> Split:
+    """Chosen columns of the normal images, as a calibration parts them."""
+    for_rule = scale_rows(len(normal))
+    kept = torch.ones(len(normal), dtype=torch.bool)
+    kept[for_rule] = False
+    scales = Scales.from_distances(normal[for_rule]) if "+" in distance else None
+    return Split(normal[for_rule], normal[kept], scales)
+
+
 def scored(sides: Sides, attempts: int, distance: str) -> Scored:
     """Scores without the normal images that set the scales."""
-    normal = columns(sides.normal, attempts, distance)
-    for_scales = scale_rows(len(normal))
-    rest = torch.ones(len(normal), dtype=torch.bool)
-    rest[for_scales] = False
-    scales = Scales.from_distances(normal[for_scales]) if "+" in distance else None
+    normal = split(columns(sides.normal, attempts, distance), distance)
     others = {
-        name: scores(columns(x, attempts, distance), scales) for name, x in sides.others.items()
+        name: scores(columns(x, attempts, distance), normal.scales)
+        for name, x in sides.others.items()
     }
-    shifted = scores(columns(sides.shifted, attempts, distance), scales)
-    return Scored(scores(normal[rest], scales), shifted, others)
+    shifted = scores(columns(sides.shifted, attempts, distance), normal.scales)
+    return Scored(scores(normal.rest, normal.scales), shifted, others)
+
+
+def early_stops(
+    sides: dict[str, Sides], attempts: list[int], distance: str, quantiles: list[float]
+) -> Iterator[str]:
+    """A Markdown row for each sampler, most attempts and quantile at which images stop early."""
+    yield (
+        "| sampler, steps | attempts at most | stops below | AUROC | shifted flagged at 1%, 5% "
+        "| attempts of a normal image | of a shifted one |"
+    )
+    yield "|---" * 7 + "|"
+    for name, side in sides.items():
+        for count in attempts:
+            normal = split(columns(side.normal, count, distance), distance)
+            rule, rest = (evidence(x, normal.scales) for x in (normal.rule, normal.rest))
+            shifted = evidence(columns(side.shifted, count, distance), normal.scales)
+            for quantile in [None, *quantiles]:
+                settled = None if quantile is None else aggregate(rule).quantile(quantile).item()
+                (inside, took), (outside, took_outside) = (
+                    until_settled(lambda i, a, b, e=e: e[i, a:b], len(e), count, settled)  # type: ignore[misc]
+                    for e in (rest, shifted)
+                )
+                flagged = [(outside > inside.quantile(1 - r)).float().mean() for r in (0.01, 0.05)]
+                yield (
+                    f"| {name} | {count} | {quantile or 'never'} "
+                    f"| {auroc(inside.double().numpy(), outside.double().numpy()):.4f} "
+                    f"| {flagged[0]:.3f}, {flagged[1]:.3f} "
+                    f"| {took.float().mean():.2f} | {took_outside.float().mean():.2f} |"
+                )
 
 
 def table(sides: dict[str, Sides], attempts: list[int], distances: list[str]) -> Iterator[str]:
@@ -106,6 +149,9 @@ def main() -> None:
     parser.add_argument("--attempts", type=int, nargs="+", default=[10, 4, 2])
     parser.add_argument("--distances", nargs="+", default=["lpips", "mse", "ssim", "lpips+ssim"])
     parser.add_argument(
+        "--early-stop", type=float, nargs="*", default=[0.5, 0.7, 0.8], help="quantiles"
+    )
+    parser.add_argument(
         "--others", nargs="*", default=[], help="further OOD sources, not for tests"
     )
     asked = parser.parse_args()
@@ -123,6 +169,10 @@ def main() -> None:
     print(f"{asked.many} + {asked.many} images")
     many = sides(asked.samplers, asked.many, asked.others)
     print("\n".join(table(many, asked.attempts, asked.distances)))
+    if asked.early_stop:
+        most, last = [n for n in asked.attempts if n > PAIR], asked.distances[-1]
+        print(f"\nstopping early after a pair of attempts, {last}")
+        print("\n".join(early_stops(many, most, last, asked.early_stop)))
     if asked.few:
         few = sides(["paper", "reference"], asked.few, [])
         paper, reference = (np.concatenate(scored(few[n], 10, "lpips")[:2]) for n in few)

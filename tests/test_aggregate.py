@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liftmap.aggregate import AGGREGATES, Scales, aggregate, scale_rows
+from liftmap.aggregate import AGGREGATES, Scales, aggregate, scale_rows, until_settled
 from liftmap.errors import CalibrationError, SettingsError
 
 rows = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12)
@@ -34,6 +34,35 @@ def test_the_trimmed_mean_ignores_a_fifth_at_each_end() -> None:
 def test_an_unknown_name_lists_what_would_work() -> None:
     with pytest.raises(SettingsError, match="median, mean, trimmed"):
         aggregate(torch.zeros(1, 1), "max")
+
+
+@given(st.integers(1, 9), st.floats(-1, 1), st.integers(0, 2**20))
+def test_an_image_stops_after_the_first_pair_that_looks_normal(
+    attempts: int, settled: float, seed: int
+) -> None:
+    """Against the rule said image by image, whatever attempts and settled score."""
+    evidence = torch.randn(20, attempts, generator=torch.Generator().manual_seed(seed))
+    asked = torch.zeros(20, dtype=torch.long)
+
+    def take(rows: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        assert (asked[rows] == first).all(), "attempts come in order, none twice"
+        asked[rows] = last
+        return evidence[rows, first:last]
+
+    scores, took = until_settled(take, 20, attempts, settled)
+    assert torch.equal(took, asked)
+    for row, score, count in zip(evidence, scores, took, strict=True):
+        looks = [k for k in range(2, attempts, 2) if row[:k].quantile(0.5) < settled]
+        assert count == (looks[0] if looks else attempts)
+        assert score == row[:count].quantile(0.5)
+
+
+def test_without_a_settled_score_or_with_a_failed_attempt_all_are_taken() -> None:
+    evidence = torch.tensor([[0.0] * 5, [math.nan, 0, 0, 0, 0]])
+    for settled, expected in ((None, [5, 5]), (1.0, [2, 5])):
+        scores, took = until_settled(lambda i, a, b: evidence[i, a:b], 2, 5, settled)
+        assert took.tolist() == expected
+        assert scores[0] == 0 and scores[1].isnan()
 
 
 def test_scales_of_log_normal_distances_are_their_parameters() -> None:

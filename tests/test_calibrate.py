@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from liftmap.aggregate import until_settled
 from liftmap.calibrate import Calibration
 from liftmap.errors import CalibrationError, SettingsError
 
@@ -63,6 +64,25 @@ def test_the_false_alarm_rate_holds_over_many_calibrations(
     if not ties:
         exact = np.floor(round(rate * (count + 1), 9)) / (count + 1)
         assert observed == pytest.approx(exact, abs=4 * error)
+
+
+@pytest.mark.parametrize("quantile", [0.3, 0.7, 0.99])
+def test_the_false_alarm_rate_holds_when_images_stop_early(quantile: float) -> None:
+    """The calibration images go by the same rule; also when it often cuts above the threshold."""
+    draw = torch.Generator().manual_seed(2)
+    count, fresh, rounds, rate = 39, 40, 600, 0.05
+    flagged = []
+    for _ in range(rounds):
+        images = torch.randn(count + fresh + 20, 1, generator=draw)
+        evidence = images + torch.randn(len(images), 6, generator=draw)
+        settled = evidence[:20].quantile(0.5, dim=1).quantile(quantile).item()
+        rest = evidence[20:]
+        scores, took = until_settled(lambda i, a, b, e=rest: e[i, a:b], len(rest), 6, settled)  # type: ignore[misc]
+        assert set(took.tolist()) <= {2, 4, 6}
+        calibration = Calibration.from_scores(scores[:count].tolist())
+        flagged.append(calibration.is_ood(scores[count:], rate).double().mean().item())
+    error = np.std(flagged) / rounds**0.5
+    assert np.mean(flagged) == pytest.approx(2 / 40, abs=4 * error)
 
 
 def test_the_rate_of_one_calibration_lies_in_its_stated_interval() -> None:

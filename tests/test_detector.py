@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,6 +132,55 @@ def test_scales_are_set_once_so_that_methods_stay_comparable() -> None:
     again.calibrate_on(again.measure(pixels(20, seed=1)))
     assert again.scales == detector.scales == before
     assert len(again.calibration.scores) == 16
+
+
+def stopping(**changes: Any) -> Detector:
+    method = replace(small_method(attempts=6), early_stop=0.5, **changes)
+    detector = small_detector(method)
+    detector.calibrate_on(detector.measure(pixels(60, seed=3)))
+    return detector
+
+
+@pytest.mark.parametrize("distance", ["mse", "lpips+ssim"])
+def test_images_that_look_normal_take_fewer_attempts_and_the_others_all(distance: str) -> None:
+    detector = stopping(distance=distance)
+    settled = detector.settled
+    assert settled is not None
+    images = pixels(30)
+    scored = detector.score_pixels(images)
+    whole = detector.measure(images)
+    assert set(scored.attempts.tolist()) >= {2, 6}
+    for i, (score, took) in enumerate(zip(scored.scores, scored.attempts, strict=True)):
+        assert scored.distances[i, :took].allclose(whole[i, :took], rtol=1e-3)
+        assert scored.distances[i, took:].isnan().all()
+        assert took == 6 or score < settled
+    assert torch.allclose(detector.scores_of(whole), scored.scores, rtol=1e-3, atol=1e-4)
+
+
+def test_the_settled_score_is_a_quantile_of_images_that_take_no_part_in_calibration() -> None:
+    detector = stopping(distance="mse")
+    whole = detector.measure(pixels(60, seed=3))[..., 0]
+    rule = torch.arange(60) % 5 == 0
+    expected = whole[rule].quantile(0.5, dim=1).quantile(0.5).item()
+    assert detector.settled == pytest.approx(expected, rel=1e-4)
+    assert len(detector.calibration.scores) == 48
+    scores = detector.scores_of(whole[~rule, :, None])
+    assert detector.calibration.scores == pytest.approx(sorted(scores.tolist()), rel=1e-4)
+
+
+def test_without_a_calibration_all_attempts_are_taken() -> None:
+    detector = small_detector(replace(small_method(attempts=4), early_stop=0.9))
+    assert detector.settled is None
+    scored = detector.score_pixels(pixels(3))
+    assert scored.attempts.tolist() == [4, 4, 4]
+    assert not scored.distances.isnan().any()
+
+
+def test_a_settled_score_that_is_no_number_is_reported() -> None:
+    detector = stopping()
+    detector.checkpoint.about["calibrations"][detector.method.key]["settled"] = "low"
+    with pytest.raises(ModelError, match="settled='low'"):
+        detector.score_pixels(pixels(1))
 
 
 def test_a_saved_detector_scores_and_decides_alike(tmp_path: Path) -> None:

@@ -19,3 +19,5 @@ def test_methods_are_found_by_name_and_told_apart() -> None:
     assert len(keys) == 4
     with pytest.raises(SettingsError, match="attempts=0"):
         Method(attempts=0)
+    with pytest.raises(SettingsError, match=r"early_stop=1.5: need a quantile"):
+        Method(early_stop=1.5)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from liftmap.errors import CalibrationError, SettingsError
 
+PAIR = 2  # attempts between two looks at a score: the alternating mask then hid every pixel
 SMALLEST = 1e-6  # distances below are taken as this one, so that a perfect redraw has a logarithm
 SCALE_SHARE, SCALE_MOST = 5, 200  # one in so many calibration images gives the scales, and at most
 TRIM = 5  # the trimmed mean drops one in five attempts at each end, rounded down
@@ -48,6 +49,48 @@ def aggregate(distances: Float[Tensor, "b attempts"], how: str = "median") -> Fl
     if not distances.shape[1]:
         raise SettingsError("0 attempts: need at least 1 to aggregate")
     return AGGREGATES[how](distances)
+
+
+def until_settled(
+    take: Callable[[Int[Tensor, "rows"], int, int], Float[Tensor, "rows new"]],
+    images: int,
+    attempts: int,
+    settled: float | None,
+    how: str = "median",
+) -> tuple[Float[Tensor, "b"], Int[Tensor, "b"]]:
+    """Scores of images that take no more attempts once they look normal, and how many each took.
+
+    After each pair of attempts, an image whose score so far is below `settled` keeps that score.
+    One that looks odd takes every attempt: nothing is flagged on less evidence than before, and an
+    image is let go only after each of its pixels was hidden once (with the alternating mask).
+
+    Args:
+        take: gives the evidence of those images' attempts, from the first number to before the
+            second.
+        settled: None for all attempts of all images.
+
+    >>> import torch
+    >>> evidence = torch.tensor([[1.0, 2.0, 9.0, 9.0], [5.0, 6.0, 7.0, 8.0]])
+    >>> scores, took = until_settled(lambda i, a, b: evidence[i, a:b], 2, 4, settled=3.0)
+    >>> scores.tolist(), took.tolist()
+    ([1.5, 6.5], [2, 4])
+    """
+    evidence = torch.full((images, attempts), float("nan"))
+    scores, took = torch.empty(images), torch.full((images,), attempts)
+    going = torch.arange(images)
+    looks = [] if settled is None else range(PAIR, attempts, PAIR)
+    first = 0
+    for last in [*looks, attempts]:
+        if not len(going):
+            break
+        evidence[going, first:last] = take(going, first, last)
+        scores[going] = aggregate(evidence[going, :last], how)
+        first = last
+        if last < attempts:
+            calm = scores[going] < settled
+            took[going[calm]] = last
+            going = going[~calm]
+    return scores, took
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ app = typer.Typer(
 SourceArgument = Annotated[str, typer.Argument(help="Images: folder, archive, array, name.")]
 ModelOption = Annotated[str, typer.Option(help="Model folder, packaged name or hub id.")]
 MethodOption = Annotated[
-    str, typer.Option(help="fast (40 network evaluations an image), or paper (10,000).")
+    str, typer.Option(help="fast (20 to 40 network evaluations an image), or paper (10,000).")
 ]
 StepsOption = Annotated[int | None, typer.Option(help="Sampler steps instead of the method's.")]
 AttemptsOption = Annotated[int | None, typer.Option(help="Attempts instead of the method's.")]
@@ -251,11 +251,11 @@ def evaluate(
         table = output / f"scores-{number}-{_slug(spec)}.parquet"
         with ScoreProgress(console, opened.count(), spec) as on_batch:
             summary = score_source(detector, opened, table, to="scores", on_batch=on_batch)
-        compared.append(
-            Compared(spec, read_scores(table), summary.computed, summary.seconds, summary.skipped)
-        )
+        spent = chosen.attempt_evaluations * summary.attempts_an_image
+        scores, skipped = read_scores(table), summary.skipped
+        compared.append(Compared(spec, scores, spent, summary.computed, summary.seconds, skipped))
     name = method if chosen == _method(method, None, None, None) else f"{method}, changed"
-    records = write_evaluation(compared, output, name, chosen.evaluations)
+    records = write_evaluation(compared, output, name)
     console.print(evaluation_table(records))
     console.print(f"written: {output}/evaluation.json, roc.png, histogram.png, scores-*.parquet")
 

@@ -5,18 +5,18 @@ pixels -> hidden (masks) -> redraws (inpaint) -> distances -> score (aggregate)
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL.Image import Image
 from torch import Tensor
 
-from liftmap.aggregate import Scales, aggregate, scale_rows
+from liftmap.aggregate import PAIR, Scales, scale_rows, until_settled
 from liftmap.calibrate import Calibration
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint, save_about, save_checkpoint
 from liftmap.diffusion.denoiser import Precision
@@ -38,7 +38,16 @@ class Scored(NamedTuple):
     """Scores of a batch, higher = more out-of-distribution, and what they come from."""
 
     scores: Float[Tensor, "b"]
-    distances: Float[Tensor, "b attempts kinds"]
+    distances: Float[Tensor, "b attempts kinds"]  # NaN where an attempt was not needed
+    attempts: Int[Tensor, "b"]
+
+
+class _Batch(NamedTuple):
+    """Images on the device, with what each distance compares redraws to, and their seeds."""
+
+    original: Float[Tensor, "b c h w"]
+    references: list[Any]
+    seeds: list[int]
 
 
 class Predictions(NamedTuple):
@@ -135,27 +144,32 @@ class Detector:
         Raises:
             CalibrationError: several distances without the scales that a calibration gives.
         """
-        distances = self.measure(pixels)
-        return Scored(self.scores_of(distances), distances)
+        batch, method = self._batch(pixels), self.method
+        distances = torch.full((len(pixels), method.attempts, len(self.distances)), float("nan"))
+
+        def take(images: Tensor, first: int, last: int) -> Tensor:
+            distances[images, first:last] = self._measure(batch, images, first, last)
+            return self._evidence(distances[images, first:last])
+
+        scores, attempts = until_settled(
+            take, len(pixels), method.attempts, self.settled, method.aggregate
+        )
+        return Scored(scores, distances, attempts)
 
     def measure(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b attempts kinds"]:
-        """How far each attempt's redraw is from the image, by each of the method's distances."""
-        seeds = [fingerprint(image) for image in pixels]
-        original = to_model_range(pixels).to(self.device)
-        references = [d.reference(original) for d in self.distances.values()]
-        found = torch.empty(len(pixels) * self.method.attempts, len(references))
-        for redraw, index, rows in self._redraws(original, seeds):
-            found[rows] = self._values(references, redraw, index)
-        return found.view(len(pixels), self.method.attempts, len(references))
-
-    def _values(self, references: list[Any], redraw: Tensor, index: Tensor) -> Tensor:
-        """(redraws, kinds) of the distances."""
-        pairs = zip(self.distances.values(), references, strict=True)
-        return torch.stack([d.values(r, redraw, index).float().cpu() for d, r in pairs], 1)
+        """How far every attempt's redraw is from the image, by each of the method's distances."""
+        images = torch.arange(len(pixels))
+        return self._measure(self._batch(pixels), images, 0, self.method.attempts)
 
     def scores_of(self, distances: Float[Tensor, "b attempts kinds"]) -> Float[Tensor, "b"]:
-        """The attempts' distances as scores; raises as `score_pixels` does."""
-        return aggregate(self._evidence(distances), self.method.aggregate)
+        """The scores of images whose every attempt was measured; raises as `score_pixels` does."""
+        return self._scores_of(distances, self.settled)
+
+    def _scores_of(self, distances: Tensor, settled: float | None) -> Tensor:
+        evidence = self._evidence(distances)
+        rows, attempts = evidence.shape
+        how = self.method.aggregate
+        return until_settled(lambda i, a, b: evidence[i, a:b], rows, attempts, settled, how)[0]
 
     def _evidence(self, distances: Tensor) -> Tensor:
         """(b, attempts): a single distance as it is, of several the strongest."""
@@ -163,25 +177,46 @@ class Detector:
             return distances[..., 0]
         return self.scales.strongest(distances)
 
-    def _redraws(self, original: Tensor, seeds: Sequence[int]) -> Iterable[tuple[Tensor, ...]]:
-        """All attempts of all images, `self.rows` at a time: (redraw, image index, row numbers)."""
+    def _batch(self, pixels: Tensor) -> _Batch:
+        original = to_model_range(pixels).to(self.device)
+        references = [d.reference(original) for d in self.distances.values()]
+        return _Batch(original, references, [fingerprint(image) for image in pixels])
+
+    def _measure(self, batch: _Batch, images: Tensor, first: int, last: int) -> Tensor:
+        """(images, attempts from first to last, kinds) of the distances."""
+        found = torch.empty(len(images) * (last - first), len(self.distances))
+        for redraw, index, rows in self._redraws(batch, images, first, last):
+            found[rows] = self._values(batch.references, redraw, index)
+        return found.view(len(images), last - first, len(self.distances))
+
+    def _values(self, references: list[Any], redraw: Tensor, index: Tensor) -> Tensor:
+        """(redraws, kinds) of the distances."""
+        pairs = zip(self.distances.values(), references, strict=True)
+        return torch.stack([d.values(r, redraw, index).float().cpu() for d, r in pairs], 1)
+
+    def _redraws(
+        self, batch: _Batch, images: Tensor, first: int, last: int
+    ) -> Iterable[tuple[Tensor, ...]]:
+        """Some attempts of some images, `self.rows` at a time: (redraw, image index, rows)."""
         method = self.method
-        channels, height, width = original.shape[1:]
+        channels, height, width = batch.original.shape[1:]
         masks = hidden_masks(method.mask, height, width, method.attempts, seed=method.seed)
-        total, first = len(seeds) * method.attempts, 0
-        while first < total:
-            rows = torch.arange(first, min(total, first + self.rows))
-            index, attempt = rows // method.attempts, rows % method.attempts
+        each = last - first
+        total, begin = len(images) * each, 0
+        while begin < total:
+            rows = torch.arange(begin, min(total, begin + self.rows))
+            index, attempt = images[rows // each], first + rows % each
             pairs = zip(index.tolist(), attempt.tolist(), strict=True)
-            row_seeds = [attempt_seed(seeds[i], method.seed, a) for i, a in pairs]
+            row_seeds = [attempt_seed(batch.seeds[i], method.seed, a) for i, a in pairs]
             noise = ImageNoise(row_seeds, (channels, height, width), self.device)
             try:
-                redraw = self._redraw(original[index], masks[attempt].to(self.device), noise)
+                original, hidden = batch.original[index], masks[attempt].to(self.device)
+                redraw = self._redraw(original, hidden, noise)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 self._halve_rows(error)
                 continue
             yield redraw, index.to(self.device), rows
-            first += len(rows)
+            begin += len(rows)
 
     def _redraw(self, original: Tensor, hidden: Tensor, noise: ImageNoise) -> Tensor:
         method = self.method
@@ -226,27 +261,24 @@ class Detector:
 
     def explain(self, image: Picture) -> Explanation:
         """What was hidden, what the model drew there, and where the redraw differs."""
-        pixels = self.prepare(image)
-        original = to_model_range(pixels).to(self.device)
-        references = [d.reference(original) for d in self.distances.values()]
+        batch, method = self._batch(self.prepare(image)), self.method
         first = next(iter(self.distances.values()))
         redraws, maps, values = [], [], []
-        for redraw, index, _ in self._redraws(original, [fingerprint(pixels[0])]):
+        for redraw, index, _ in self._redraws(batch, torch.arange(1), 0, method.attempts):
             redraws.append(redraw.cpu())
-            maps.append(first.maps(references[0], redraw, index).float().cpu())
-            values.append(self._values(references, redraw, index))
-        method = self.method
-        height, width = original.shape[2:]
-        evidence = self._evidence(torch.cat(values)[None])
-        score = aggregate(evidence, method.aggregate)
+            maps.append(first.maps(batch.references[0], redraw, index).float().cpu())
+            values.append(self._values(batch.references, redraw, index))
+        height, width = batch.original.shape[2:]
+        distances = torch.cat(values)[None]
+        score = self.scores_of(distances)
         known = self.checkpoint.about.get("calibrations", {})
         p_value = self.calibration.p_values(score).item() if method.key in known else None
         return Explanation(
-            original=original[0].cpu(),
+            original=batch.original[0].cpu(),
             hidden=hidden_masks(method.mask, height, width, method.attempts, seed=method.seed),
             redraws=torch.cat(redraws),
             maps=torch.cat(maps),
-            evidence=evidence[0],
+            evidence=self._evidence(distances)[0],
             score=score.item(),
             p_value=p_value,
         )
@@ -258,8 +290,9 @@ class Detector:
 
     @property
     def batch(self) -> int:
-        """Images whose attempts fill the network's rows."""
-        return max(1, self.rows // self.method.attempts)
+        """Images whose attempts, or first pair of attempts, fill the network's rows."""
+        attempts = self.method.attempts
+        return max(1, self.rows // (attempts if self.settled is None else min(PAIR, attempts)))
 
     @property
     def weights_key(self) -> str:
@@ -286,6 +319,17 @@ class Detector:
             return Calibration.from_scores(found["scores"])
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the model's calibration is damaged ({error}): redo it") from error
+
+    @property
+    def settled(self) -> float | None:
+        """The score below which an image takes no more attempts; None: all take all of them."""
+        if self.method.early_stop is None:
+            return None
+        found = self.checkpoint.about.get("calibrations", {}).get(self.method.key, {})
+        settled = found.get("settled")
+        if settled is not None and not isinstance(settled, float):
+            raise ModelError(f"the model's calibration is damaged (settled={settled!r}): redo it")
+        return settled
 
     @property
     def scales(self) -> Scales:
@@ -327,34 +371,39 @@ class Detector:
     def calibrate_on(self, distances: Float[Tensor, "n attempts kinds"]) -> Calibration:
         """Calibrate on the distances that `measure` gave for in-domain images.
 
-        With several distances, some of the images set the model's scales, unless it has them, and
-        take no further part (`aggregate.scale_rows`): so the scales are fixed before the others'
-        scores are looked at, as the conformal guarantee asks.
+        With several distances or an early stop, some of the images set the model's scales, unless
+        it has them, and the score that is settled, and take no further part
+        (`aggregate.scale_rows`): so the rule is fixed before the others are scored by it, as the
+        conformal guarantee asks.
 
         Raises:
             CalibrationError: too few images, or distances that no scale can be taken from.
         """
-        if len(self.distances) > 1:
-            for_scales = scale_rows(len(distances))
-            if self.method.distance not in self.checkpoint.about.setdefault("scales", {}):
-                self.set_scales(Scales.from_distances(distances[for_scales]))
-            rest = torch.ones(len(distances), dtype=torch.bool)
-            rest[for_scales] = False
-            distances = distances[rest]
-        return self.set_calibration(self.scores_of(distances).tolist())
+        several, settled = len(self.distances) > 1, None
+        if several or self.method.early_stop is not None:
+            for_rule = scale_rows(len(distances))
+            kept = torch.ones(len(distances), dtype=torch.bool)
+            kept[for_rule] = False
+            rule, distances = distances[for_rule], distances[kept]
+            if several and self.method.distance not in self.checkpoint.about.get("scales", {}):
+                self.set_scales(Scales.from_distances(rule))
+            if self.method.early_stop is not None:
+                settled = self._scores_of(rule, None).quantile(self.method.early_stop).item()
+        return self.set_calibration(self._scores_of(distances, settled).tolist(), settled)
 
     def set_scales(self, scales: Scales) -> None:
         """Keep the scales of the method's distances with the model."""
         kept = self.checkpoint.about.setdefault("scales", {})
         kept[self.method.distance] = asdict(scales)
 
-    def set_calibration(self, scores: Iterable[float]) -> Calibration:
-        """Keep held-out in-domain scores of this method with the model."""
+    def set_calibration(self, scores: Iterable[float], settled: float | None = None) -> Calibration:
+        """Keep held-out in-domain scores of this method, and its settled score, with the model."""
         calibration = Calibration.from_scores(scores)
         stored = self.checkpoint.about.setdefault("calibrations", {})
         stored[self.method.key] = {
             "method": asdict(self.method),
             "scores": list(calibration.scores),
+            **({} if settled is None else {"settled": settled}),
         }
         return calibration
 

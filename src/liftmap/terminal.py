@@ -165,12 +165,13 @@ class FitProgress(_Bar, Listener):
 
 def summary_lines(summary: Summary, output: Path, false_alarms: float | None) -> Iterator[str]:
     """What `score` ends with."""
-    scored = summary.images - summary.skipped
+    scored = summary.scored
     yield f"{scored} images scored, {summary.skipped} skipped: {escape(str(output))}"
     if summary.computed:
         earlier = summary.images - summary.computed
         before = f" ({earlier} were there from an earlier run)" if earlier else ""
-        yield f"{summary.images_per_second:.1f} images/s{before}"
+        rate = f"{summary.images_per_second:.1f} images/s"
+        yield f"{rate}, {summary.attempts_an_image:.1f} attempts an image{before}"
     if false_alarms is not None and scored:
         yield (
             f"[bold]{summary.flagged} flagged as out-of-distribution[/] "
@@ -236,7 +237,7 @@ def evaluation_table(records: list[dict[str, Any]]) -> Table:
     """What `evaluate` shows; in a narrow terminal names are folded, figures never."""
     first = records[0]
     table = Table(
-        caption=f"{first['network_evaluations']} network evaluations an image, "
+        caption=f"{first['network_evaluations']:g} network evaluations an image, "
         f"{first['images_per_second']:.1f} images/s; AUPR is in evaluation.json"
     )
     for name in ("in", "out"):

@@ -1,14 +1,16 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from tiny import pixels, save_images, small_detector, small_method
 
 from liftmap.detector import Detector
 from liftmap.engines.local import Summary, score_source
-from liftmap.engines.tables import read_scores
+from liftmap.engines.tables import read_distances, read_scores
 from liftmap.errors import CalibrationError, OutputError
 from liftmap.images.sources import Source, open_source, take
 
@@ -102,6 +104,26 @@ def test_a_changed_source_is_noticed(tmp_path: Path, images: Source) -> None:
         score_source(detector(), images, output)
 
 
+def test_early_stopped_images_have_fewer_distances_and_a_killed_run_the_same_table(
+    tmp_path: Path, images: Source
+) -> None:
+    method = replace(small_method(attempts=4, steps=1), early_stop=0.5)
+    made = small_detector(method, rows=8)
+    made.calibrate_on(made.measure(pixels(60, seed=1)))
+    summary = score_source(made, images, tmp_path / "s.parquet")
+    rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    took = [r["attempts"] for r in rows]
+    assert set(took) == {2, 4}
+    assert [len(r["distances"]["lpips"]) for r in rows] == took
+    assert summary.attempts_an_image == sum(took) / 18
+    with pytest.raises(Killed):
+        score_source(made, images, tmp_path / "k.parquet", on_batch=kill_after(2))  # type: ignore[arg-type]
+    score_source(made, images, tmp_path / "k.parquet")
+    assert (tmp_path / "k.parquet").read_bytes() == (tmp_path / "s.parquet").read_bytes()
+    score_source(made, images, tmp_path / "d.parquet", to="distances")
+    assert not np.isnan(read_distances(tmp_path / "d.parquet")[1]).any(), "distances are whole"
+
+
 def test_bad_images_stand_in_the_table_with_their_reason(tmp_path: Path, images: Source) -> None:
     (tmp_path / "images" / "005.png").write_bytes(b"")
     (tmp_path / "images" / "006.png").write_text("text")
@@ -175,5 +197,5 @@ def test_jsonl_and_csv_say_the_same_as_parquet(tmp_path: Path, images: Source) -
     lines = [json.loads(x) for x in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert [x["score"] for x in lines] == [x["score"] for x in table]
     first = (tmp_path / "s.csv").read_text().splitlines()
-    assert first[0] == "id,score,p_value,is_ood,lpips_0,lpips_1,reason"
+    assert first[0] == "id,score,p_value,is_ood,attempts,lpips_0,lpips_1,reason"
     assert float(first[1].split(",")[1]) == table[0]["score"]

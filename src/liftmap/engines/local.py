@@ -34,7 +34,18 @@ class Summary:
     flagged: int = 0
     computed: int = 0
     seconds: float = 0.0
+    attempts: int = 0
     reasons: dict[str, str] = field(default_factory=dict)  # the first few skipped ids
+
+    @property
+    def scored(self) -> int:
+        """Images that have a score."""
+        return self.images - self.skipped
+
+    @property
+    def attempts_an_image(self) -> float:
+        """Of the images that have a score; 0 when there are none."""
+        return self.attempts / self.scored if self.scored else 0.0
 
     @property
     def images_per_second(self) -> float:
@@ -49,6 +60,7 @@ class Summary:
             if len(self.reasons) < 10:
                 self.reasons[row["id"]] = row["reason"]
         self.flagged += bool(row["is_ood"])
+        self.attempts += row["attempts"] or 0
 
 
 def score_source(
@@ -62,8 +74,8 @@ def score_source(
 ) -> Summary:
     """Score every image of a source into a Parquet, CSV or JSONL table, in the source's order.
 
-    Columns: id, score, p_value, is_ood, distances (of each kind, one an attempt), reason (of a
-    skipped image, whose other columns are empty).
+    Columns: id, score, p_value, is_ood, attempts (how many it took), distances (of each kind, one
+    an attempt), reason (of a skipped image, whose other columns are empty).
 
     Args:
         to: how far each image is taken. "scores" leaves p_value and is_ood empty and needs no
@@ -107,7 +119,7 @@ def score_source(
 
 
 class _Decide:
-    """From distances to the table's score, p-value and decision, as far as was asked."""
+    """From images to the table's distances, score, p-value and decision, as far as was asked."""
 
     def __init__(self, detector: Detector, to: Upto, false_alarms: float) -> None:
         self._detector, self._to, self._rate = detector, to, false_alarms
@@ -120,23 +132,30 @@ class _Decide:
         if to != "distances" and len(detector.distances) > 1:
             scales = detector.scales
             self.run["scales"] = [*scales.centres, *scales.spreads]
+        if to != "distances" and detector.settled is not None:
+            self.run["settled"] = detector.settled
 
-    def __call__(self, distances: Tensor) -> Iterator[dict[str, Any]]:
+    def __call__(self, pixels: Tensor) -> Iterator[dict[str, Any]]:
         kinds = list(self._detector.distances)
-        blank = [None] * len(distances)
+        blank = [None] * len(pixels)
         scores, p_values, flags = blank, blank, blank
-        if self._to != "distances":
-            found = self._detector.scores_of(distances)
-            scores = found.tolist()
+        if self._to == "distances":
+            distances = self._detector.measure(pixels)
+            took = [self._detector.method.attempts] * len(pixels)
+        else:
+            found = self._detector.score_pixels(pixels)
+            distances, took = found.distances, found.attempts.tolist()
+            scores = found.scores.tolist()
             if self._calibration:
-                p_values = self._calibration.p_values(found).tolist()
-                flags = self._calibration.is_ood(found, self._rate).tolist()
-        for i, attempts in enumerate(distances):
-            by_kind = zip(kinds, attempts.T.tolist(), strict=True)
+                p_values = self._calibration.p_values(found.scores).tolist()
+                flags = self._calibration.is_ood(found.scores, self._rate).tolist()
+        for i, attempts in enumerate(took):
+            by_kind = zip(kinds, distances[i, :attempts].T.tolist(), strict=True)
             yield {
                 "score": scores[i],
                 "p_value": p_values[i],
                 "is_ood": flags[i],
+                "attempts": attempts,
                 "distances": dict(by_kind),
             }
 
@@ -150,8 +169,8 @@ def _score_batch(detector: Detector, entries: list[Entry], decide: _Decide) -> l
             pixels.append(detector.preparation(entry.load()))
         except ImageError as error:
             reasons[i] = str(error)
-    values = decide(detector.measure(torch.stack(pixels))) if pixels else iter(())
-    empty: dict[str, Any] = {"score": None, "p_value": None, "is_ood": None, "distances": None}
+    values = decide(torch.stack(pixels)) if pixels else iter(())
+    empty = dict.fromkeys(("score", "p_value", "is_ood", "attempts", "distances"))
     return [
         {"id": entry.id, **(empty if i in reasons else next(values)), "reason": reasons.get(i)}
         for i, entry in enumerate(entries)

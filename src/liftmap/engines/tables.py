@@ -26,6 +26,7 @@ def _parquet(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int) -
             ("score", pa.float64()),
             ("p_value", pa.float64()),
             ("is_ood", pa.bool_()),
+            ("attempts", pa.int32()),
             ("distances", pa.struct([(kind, pa.list_(pa.float32())) for kind in kinds])),
             ("reason", pa.string()),
         ]
@@ -40,12 +41,13 @@ def _csv(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int) -> No
     names = [f"{kind}_{i}" for kind in kinds for i in range(attempts)]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "score", "p_value", "is_ood", *names, "reason"])
+        firsts = ["id", "score", "p_value", "is_ood", "attempts"]
+        writer.writerow([*firsts, *names, "reason"])
         for row in rows:
-            by_kind = row["distances"] or dict.fromkeys(kinds, [None] * attempts)
-            distances = [distance for kind in kinds for distance in by_kind[kind]]
-            firsts = (row["id"], row["score"], row["p_value"], row["is_ood"])
-            writer.writerow([*firsts, *distances, row["reason"]])
+            by_kind = row["distances"] or {kind: [] for kind in kinds}
+            blank = [None] * (attempts - (row["attempts"] or 0))
+            distances = [x for kind in kinds for x in (*by_kind[kind], *blank)]
+            writer.writerow([*(row[name] for name in firsts), *distances, row["reason"]])
 
 
 def _jsonl(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int) -> None:
@@ -74,8 +76,8 @@ def check_format(path: Path) -> None:
 def write_table(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int) -> None:
     """Write rows in the format that the path's ending names; replaces an old file when done.
 
-    `distances` holds, for each kind by its name, one value an attempt; in CSV these are columns
-    such as lpips_0.
+    `distances` holds, for each kind by its name, one value for each attempt that the image took; in
+    CSV these are columns such as lpips_0.
 
     Raises:
         OutputError: unknown ending, or the file can't be written.
@@ -94,7 +96,10 @@ def read_scores(path: Path) -> np.ndarray:
 
 
 def read_distances(path: Path) -> tuple[list[str], np.ndarray]:
-    """The kinds of a Parquet table and its distances (n, attempts, kinds), skipped left out."""
+    """The kinds of a Parquet table and its distances (n, attempts, kinds), skipped left out.
+
+    Each image must have taken all attempts, as in a table of distances alone.
+    """
     import pyarrow.parquet as pq
 
     column = pq.read_table(path, columns=["distances"])["distances"].drop_null().combine_chunks()

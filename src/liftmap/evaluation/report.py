@@ -14,18 +14,20 @@ from liftmap.files import atomic_path
 
 @dataclass(frozen=True)
 class Compared:
-    """A source's scores; `computed` of them took `seconds` in this run."""
+    """A source's scores; `computed` of them took `seconds` in this run.
+
+    evaluations: of the network, an image, on average.
+    """
 
     name: str
     scores: np.ndarray
+    evaluations: float
     computed: int = 0
     seconds: float = 0.0
     skipped: int = 0
 
 
-def write_evaluation(
-    compared: list[Compared], folder: Path, method: str, network_evaluations: int
-) -> list[dict[str, Any]]:
+def write_evaluation(compared: list[Compared], folder: Path, method: str) -> list[dict[str, Any]]:
     """Compare the first source (in-domain) with each other one; write the files, give the records.
 
     Raises:
@@ -35,7 +37,7 @@ def write_evaluation(
     inside, *others = compared
     seconds = sum(c.seconds for c in compared)
     rate = sum(c.computed for c in compared) / seconds if seconds else 0.0
-    records = [_record(inside, other, method, network_evaluations, rate) for other in others]
+    records = [_record(inside, other, method, rate) for other in others]
     with atomic_path(folder / "evaluation.json") as path:
         path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     by_name = {other.name: other.scores for other in others}
@@ -44,9 +46,8 @@ def write_evaluation(
     return records
 
 
-def _record(
-    inside: Compared, other: Compared, method: str, network_evaluations: int, rate: float
-) -> dict[str, Any]:
+def _record(inside: Compared, other: Compared, method: str, rate: float) -> dict[str, Any]:
+    spent = sum(c.evaluations * len(c.scores) for c in (inside, other))
     found = evaluate_scores(inside.scores, other.scores)
     return {
         "in": inside.name,
@@ -64,6 +65,6 @@ def _record(
         "fpr95_low": found.fpr95.low,
         "fpr95_high": found.fpr95.high,
         "method": method,
-        "network_evaluations": network_evaluations,
+        "network_evaluations": round(spent / (found.n_in + found.n_out), 1),
         "images_per_second": rate,
     }
