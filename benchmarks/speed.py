@@ -11,7 +11,6 @@ apart from the scores, all methods in turn in one process, on full batches of th
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from liftmap.evaluation.metrics import evaluate_scores, paired_auroc_difference
 from liftmap.evaluation.speed import Speed, latency, matrix_peak, measure_speed
 from liftmap.files import atomic_path
 from liftmap.images.sources import open_source, take
-from liftmap.method import METHODS, Method
+from liftmap.method import Method
 
 
 class Named(NamedTuple):
@@ -39,12 +38,7 @@ class Named(NamedTuple):
     @property
     def method(self) -> Method:
         """As the detector takes it."""
-        return replace(
-            METHODS["fast"],
-            sampler=sampler(self.sampler),
-            attempts=self.attempts,
-            distance=self.distance,
-        )
+        return Method(sampler=sampler(self.sampler), attempts=self.attempts, distance=self.distance)
 
 
 def named(text: str) -> Named:

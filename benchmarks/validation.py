@@ -35,22 +35,26 @@ def shifted(pixels: Tensor) -> Tensor:
     return out
 
 
-def write_validation(
-    detector: Detector, source: str, root: Path | None, folder: Path, count: int
-) -> tuple[str, str]:
-    """Sources of `count` held-out images and of `count` other held-out ones, shifted.
+def held_out(detector: Detector, source: str, root: Path | None, store: Path) -> PreparedImages:
+    """The images that the model's training held out; all are prepared into `store`, once.
 
     The split is training's own: the same seed, share and order as the model's record says.
     """
-    hold_out = detector.checkpoint.about["training"]["hold_out"]
-    seed = detector.checkpoint.about["training"]["settings"]["seed"]
-    store = folder / "images.u8"
+    training = detector.checkpoint.about["training"]
+    share, most = training["hold_out"]["share"], training["hold_out"]["most"]
     if store.exists():
         p = detector.preparation
         images = PreparedImages(store, (p.channels, p.height, p.width))
     else:
         images = store_source(open_source(source, root=root), detector.preparation, store)
-    _, held = images.hold_out(hold_out["share"], hold_out["most"], seed=seed)
+    return images.hold_out(share, most, seed=training["settings"]["seed"])[1]
+
+
+def write_validation(
+    detector: Detector, source: str, root: Path | None, folder: Path, count: int
+) -> tuple[str, str]:
+    """Sources of `count` held-out images and of `count` other held-out ones, shifted."""
+    held = held_out(detector, source, root, folder / "images.u8")
     if len(held) < 2 * count:
         raise SystemExit(f"{len(held)} images were held out: need {2 * count}")
     pixels = held.pixels(torch.arange(2 * count))

@@ -1,0 +1,51 @@
+"""Calibrate a model folder anew on the images that its training held out, and forget the old.
+
+For models whose training folder is gone: the split is made again from the training's record. The
+scales of combined distances are set anew too.
+
+    python benchmarks/recalibrate.py --model models/mnist --source MNIST/train-images-idx3-ubyte.gz
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from validation import held_out
+
+from liftmap.detector import Detector
+from liftmap.terminal import about_table
+
+
+def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--source", required=True, help="what the model was trained on")
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--methods", nargs="+", default=["fast"])
+    asked = parser.parse_args()
+    console = Console()
+    first = Detector.from_pretrained(asked.model)
+    for key in ("calibrations", "scales"):
+        first.checkpoint.about.pop(key, None)
+    with TemporaryDirectory() as folder:
+        images = held_out(first, asked.source, asked.root, Path(folder) / "images.u8")
+        for method in asked.methods:
+            detector = Detector(first.checkpoint, method=method)
+            with Progress(console=console) as bar:
+                task = bar.add_task(method, total=len(images))
+                detector.calibrate(images, on_batch=partial(_advance, bar, task))
+    first.save(asked.model, weights=False)
+    console.print(about_table(first))
+
+
+if __name__ == "__main__":
+    main()
