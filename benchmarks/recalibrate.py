@@ -1,8 +1,6 @@
 """Calibrate a model folder anew on the images that its training held out, and forget the old.
 
-For models whose training folder is gone: the split is made again from the training's record. The
-scales of combined distances are set anew too.
-
+For models whose training folder is gone: the split is made again from the training's record.
     python benchmarks/recalibrate.py --model models/mnist --source MNIST/train-images-idx3-ubyte.gz
 """
 
@@ -34,8 +32,7 @@ def main() -> None:
     asked = parser.parse_args()
     console = Console()
     first = Detector.from_pretrained(asked.model)
-    for key in ("calibrations", "scales"):
-        first.checkpoint.about.pop(key, None)
+    first.checkpoint.about.pop("calibrations", None)
     with TemporaryDirectory() as folder:
         images = held_out(first, asked.source, asked.root, Path(folder) / "images.u8")
         for method in asked.methods:

@@ -20,7 +20,7 @@ from redraws import columns, evidence, measured, sampler, scores
 from torch import Tensor
 from validation import SHIFTS, write_validation
 
-from liftmap.aggregate import PAIR, Scales, aggregate, scale_rows, until_settled
+from liftmap.aggregate import PAIR, Scales, aggregate, rule_rows, until_settled
 from liftmap.detector import Detector
 from liftmap.evaluation.metrics import auroc, paired_auroc_difference
 
@@ -58,7 +58,7 @@ class Split(NamedTuple):
 
 def split(normal: Tensor, distance: str) -> Split:
     """Chosen columns of the normal images, as a calibration parts them."""
-    for_rule = scale_rows(len(normal))
+    for_rule = rule_rows(len(normal))
     kept = torch.ones(len(normal), dtype=torch.bool)
     kept[for_rule] = False
     scales = Scales.from_distances(normal[for_rule]) if "+" in distance else None

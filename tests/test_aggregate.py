@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liftmap.aggregate import AGGREGATES, Scales, aggregate, scale_rows, until_settled
+from liftmap.aggregate import AGGREGATES, Scales, aggregate, rule_rows, until_settled
 from liftmap.errors import CalibrationError, SettingsError
 
 rows = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12)
@@ -104,7 +104,7 @@ def test_distances_that_no_scale_can_be_taken_from_are_refused() -> None:
 
 @given(st.integers(1, 5000))
 def test_a_fifth_of_the_images_gives_the_scales_and_at_most_200(count: int) -> None:
-    rows = scale_rows(count).tolist()
+    rows = rule_rows(count).tolist()
     assert len(set(rows)) == min(200, max(1, count // 5))
     assert rows[0] == 0
     assert max(rows) < count

@@ -123,14 +123,15 @@ def test_several_distances_count_by_the_strongest_on_the_scale_of_normal_images(
     assert torch.allclose(detector.score_pixels(pixels(4)).scores[1:], expected[:3], atol=1e-4)
 
 
-def test_scales_are_set_once_so_that_methods_stay_comparable() -> None:
+def test_an_uncalibrated_method_takes_the_scales_of_another_with_the_same_distances() -> None:
     detector = small_detector(replace(small_method(attempts=4), distance="mse+ssim"))
     detector.calibrate_on(detector.measure(pixels(20)))
-    before = detector.scales
+    before = detector.rule
     other = replace(detector.method, attempts=2)
     again = Detector(detector.checkpoint, method=other, device="cpu")
+    assert again.rule == before
     again.calibrate_on(again.measure(pixels(20, seed=1)))
-    assert again.scales == detector.scales == before
+    assert again.rule != detector.rule == before
     assert len(again.calibration.scores) == 16
 
 
@@ -144,7 +145,7 @@ def stopping(**changes: Any) -> Detector:
 @pytest.mark.parametrize("distance", ["mse", "lpips+ssim"])
 def test_images_that_look_normal_take_fewer_attempts_and_the_others_all(distance: str) -> None:
     detector = stopping(distance=distance)
-    settled = detector.settled
+    settled = detector.rule.settled
     assert settled is not None
     images = pixels(30)
     scored = detector.score_pixels(images)
@@ -154,7 +155,7 @@ def test_images_that_look_normal_take_fewer_attempts_and_the_others_all(distance
         assert scored.distances[i, :took].allclose(whole[i, :took], rtol=1e-3)
         assert scored.distances[i, took:].isnan().all()
         assert took == 6 or score < settled
-    assert torch.allclose(detector.scores_of(whole), scored.scores, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(detector.rule.scores(whole), scored.scores, rtol=1e-3, atol=1e-4)
 
 
 def test_the_settled_score_is_a_quantile_of_images_that_take_no_part_in_calibration() -> None:
@@ -162,24 +163,28 @@ def test_the_settled_score_is_a_quantile_of_images_that_take_no_part_in_calibrat
     whole = detector.measure(pixels(60, seed=3))[..., 0]
     rule = torch.arange(60) % 5 == 0
     expected = whole[rule].quantile(0.5, dim=1).quantile(0.5).item()
-    assert detector.settled == pytest.approx(expected, rel=1e-4)
+    assert detector.rule.settled == pytest.approx(expected, rel=1e-4)
     assert len(detector.calibration.scores) == 48
-    scores = detector.scores_of(whole[~rule, :, None])
+    scores = detector.rule.scores(whole[~rule, :, None])
     assert detector.calibration.scores == pytest.approx(sorted(scores.tolist()), rel=1e-4)
 
 
 def test_without_a_calibration_all_attempts_are_taken() -> None:
     detector = small_detector(replace(small_method(attempts=4), early_stop=0.9))
-    assert detector.settled is None
+    assert detector.rule.settled is None
     scored = detector.score_pixels(pixels(3))
     assert scored.attempts.tolist() == [4, 4, 4]
     assert not scored.distances.isnan().any()
 
 
-def test_a_settled_score_that_is_no_number_is_reported() -> None:
+@pytest.mark.parametrize(
+    "rule",
+    [None, {}, {"scales": None, "settled": "low"}, {"scales": {"centres": [1]}, "settled": None}],
+)
+def test_a_damaged_rule_is_reported(rule: object) -> None:
     detector = stopping()
-    detector.checkpoint.about["calibrations"][detector.method.key]["settled"] = "low"
-    with pytest.raises(ModelError, match="settled='low'"):
+    detector.checkpoint.about["calibrations"][detector.method.key]["rule"] = rule
+    with pytest.raises(ModelError, match="calibration is damaged"):
         detector.score_pixels(pixels(1))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from liftmap.aggregate import Scales
+from liftmap.aggregate import Rule, Scales
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.denoiser import Parametrisation
@@ -39,8 +39,8 @@ def small_detector(method: Method | None = None, **options: object) -> Detector:
 def calibrated_model(folder: Path, count: int = 40) -> Path:
     """A model folder that `score` takes as it is, calibrated for the method `fast`."""
     detector = Detector(small_checkpoint(), device="cpu")
-    detector.set_scales(Scales((-2.0, -1.0), (0.5, 0.5)))
-    detector.set_calibration([i / count for i in range(1, count + 1)])
+    rule = Rule(Scales((-2.0, -1.0), (0.5, 0.5)), settled=0.5)
+    detector.set_calibration([i / count for i in range(1, count + 1)], rule)
     detector.save(folder)
     return folder
 

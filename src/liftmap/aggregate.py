@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +13,7 @@ from liftmap.errors import CalibrationError, SettingsError
 
 PAIR = 2  # attempts between two looks at a score: the alternating mask then hid every pixel
 SMALLEST = 1e-6  # distances below are taken as this one, so that a perfect redraw has a logarithm
-SCALE_SHARE, SCALE_MOST = 5, 200  # one in so many calibration images gives the scales, and at most
+RULE_SHARE, RULE_MOST = 5, 200  # one in so many calibration images gives the rule, and at most
 TRIM = 5  # the trimmed mean drops one in five attempts at each end, rounded down
 
 
@@ -141,11 +142,77 @@ class Scales:
         return standard.amax(-1)
 
 
-def scale_rows(count: int) -> Int[Tensor, "_"]:
-    """Which of so many calibration images give the scales: spread evenly, the first among them.
+@dataclass(frozen=True)
+class Rule:
+    """What a calibration fixes of scoring before it scores: a new image goes by the same rule.
 
-    >>> scale_rows(11).tolist()
+    scales: of the distances, if there are several; settled: the score below which an image takes no
+    more attempts, None if all images take all.
+    """
+
+    scales: Scales | None = None
+    settled: float | None = None
+
+    @classmethod
+    def from_distances(
+        cls,
+        distances: Float[Tensor, "n attempts kinds"],
+        early_stop: float | None = None,
+        how: str = "median",
+    ) -> "Rule":
+        """The rule of in-domain images; `early_stop` is the quantile of scores that is settled.
+
+        Raises:
+            CalibrationError: no scale can be taken from the distances.
+        """
+        scales = Scales.from_distances(distances) if distances.shape[2] > 1 else None
+        if early_stop is None:
+            return cls(scales)
+        scores = aggregate(cls(scales).evidence(distances), how)
+        return cls(scales, scores.double().quantile(early_stop).item())
+
+    @classmethod
+    def from_json(cls, stored: Any) -> "Rule":
+        """Undo `dataclasses.asdict`; raises what malformed data raises, or SettingsError."""
+        scales, settled = stored["scales"], stored["settled"]
+        if settled is not None and not math.isfinite(settled):
+            raise SettingsError(f"settled={settled}: need a finite score")
+        if scales is not None:
+            scales = Scales(tuple(scales["centres"]), tuple(scales["spreads"]))
+        return cls(scales, settled)
+
+    def check(self, distance: str) -> None:
+        """Refuse several distances without scales.
+
+        Raises:
+            CalibrationError: the message says what to do.
+        """
+        if "+" in distance and self.scales is None:
+            raise CalibrationError(
+                f"the model has no scales for {distance}: run `liftmap calibrate` on in-domain "
+                "images that were not trained on, or take one distance alone"
+            )
+
+    def evidence(self, distances: Float[Tensor, "b attempts kinds"]) -> Float[Tensor, "b attempts"]:
+        """A single distance as it is, of several the strongest on their scales."""
+        return distances[..., 0] if self.scales is None else self.scales.strongest(distances)
+
+    def scores(
+        self, distances: Float[Tensor, "b attempts kinds"], how: str = "median"
+    ) -> Float[Tensor, "b"]:
+        """Scores of images whose every attempt was measured: those beyond a stop don't count."""
+        evidence = self.evidence(distances)
+        rows, attempts = evidence.shape
+        return until_settled(
+            lambda i, first, last: evidence[i, first:last], rows, attempts, self.settled, how
+        )[0]
+
+
+def rule_rows(count: int) -> Int[Tensor, "_"]:
+    """Which of so many calibration images give the rule: spread evenly, the first among them.
+
+    >>> rule_rows(11).tolist()
     [0, 5]
     """
-    chosen = min(SCALE_MOST, max(1, count // SCALE_SHARE))
+    chosen = min(RULE_MOST, max(1, count // RULE_SHARE))
     return torch.arange(chosen) * count // chosen

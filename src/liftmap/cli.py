@@ -56,7 +56,10 @@ app = typer.Typer(
 SourceArgument = Annotated[str, typer.Argument(help="Images: folder, archive, array, name.")]
 ModelOption = Annotated[str, typer.Option(help="Model folder, packaged name or hub id.")]
 MethodOption = Annotated[
-    str, typer.Option(help="fast (20 to 40 network evaluations an image), or paper (10,000).")
+    str,
+    typer.Option(
+        help="fast (20 to 40 network evaluations an image), quick (10 to 20), or paper (10,000)."
+    ),
 ]
 StepsOption = Annotated[int | None, typer.Option(help="Sampler steps instead of the method's.")]
 AttemptsOption = Annotated[int | None, typer.Option(help="Attempts instead of the method's.")]

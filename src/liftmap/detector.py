@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL.Image import Image
 from torch import Tensor
 
-from liftmap.aggregate import PAIR, Scales, scale_rows, until_settled
+from liftmap.aggregate import PAIR, Rule, rule_rows, until_settled
 from liftmap.calibrate import Calibration
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint, save_about, save_checkpoint
 from liftmap.diffusion.denoiser import Precision
@@ -144,15 +144,17 @@ class Detector:
         Raises:
             CalibrationError: several distances without the scales that a calibration gives.
         """
-        batch, method = self._batch(pixels), self.method
+        method, rule = self.method, self.rule
+        rule.check(method.distance)
+        batch = self._batch(pixels)
         distances = torch.full((len(pixels), method.attempts, len(self.distances)), float("nan"))
 
         def take(images: Tensor, first: int, last: int) -> Tensor:
             distances[images, first:last] = self._measure(batch, images, first, last)
-            return self._evidence(distances[images, first:last])
+            return rule.evidence(distances[images, first:last])
 
         scores, attempts = until_settled(
-            take, len(pixels), method.attempts, self.settled, method.aggregate
+            take, len(pixels), method.attempts, rule.settled, method.aggregate
         )
         return Scored(scores, distances, attempts)
 
@@ -160,22 +162,6 @@ class Detector:
         """How far every attempt's redraw is from the image, by each of the method's distances."""
         images = torch.arange(len(pixels))
         return self._measure(self._batch(pixels), images, 0, self.method.attempts)
-
-    def scores_of(self, distances: Float[Tensor, "b attempts kinds"]) -> Float[Tensor, "b"]:
-        """The scores of images whose every attempt was measured; raises as `score_pixels` does."""
-        return self._scores_of(distances, self.settled)
-
-    def _scores_of(self, distances: Tensor, settled: float | None) -> Tensor:
-        evidence = self._evidence(distances)
-        rows, attempts = evidence.shape
-        how = self.method.aggregate
-        return until_settled(lambda i, a, b: evidence[i, a:b], rows, attempts, settled, how)[0]
-
-    def _evidence(self, distances: Tensor) -> Tensor:
-        """(b, attempts): a single distance as it is, of several the strongest."""
-        if len(self.distances) == 1:
-            return distances[..., 0]
-        return self.scales.strongest(distances)
 
     def _batch(self, pixels: Tensor) -> _Batch:
         original = to_model_range(pixels).to(self.device)
@@ -269,8 +255,9 @@ class Detector:
             maps.append(first.maps(batch.references[0], redraw, index).float().cpu())
             values.append(self._values(batch.references, redraw, index))
         height, width = batch.original.shape[2:]
-        distances = torch.cat(values)[None]
-        score = self.scores_of(distances)
+        distances, rule = torch.cat(values)[None], self.rule
+        rule.check(method.distance)
+        score = rule.scores(distances, method.aggregate)
         known = self.checkpoint.about.get("calibrations", {})
         p_value = self.calibration.p_values(score).item() if method.key in known else None
         return Explanation(
@@ -278,7 +265,7 @@ class Detector:
             hidden=hidden_masks(method.mask, height, width, method.attempts, seed=method.seed),
             redraws=torch.cat(redraws),
             maps=torch.cat(maps),
-            evidence=self._evidence(distances)[0],
+            evidence=rule.evidence(distances)[0],
             score=score.item(),
             p_value=p_value,
         )
@@ -292,7 +279,7 @@ class Detector:
     def batch(self) -> int:
         """Images whose attempts, or first pair of attempts, fill the network's rows."""
         attempts = self.method.attempts
-        return max(1, self.rows // (attempts if self.settled is None else min(PAIR, attempts)))
+        return max(1, self.rows // (attempts if self.rule.settled is None else min(PAIR, attempts)))
 
     @property
     def weights_key(self) -> str:
@@ -321,36 +308,23 @@ class Detector:
             raise ModelError(f"the model's calibration is damaged ({error}): redo it") from error
 
     @property
-    def settled(self) -> float | None:
-        """The score below which an image takes no more attempts; None: all take all of them."""
-        if self.method.early_stop is None:
-            return None
-        found = self.checkpoint.about.get("calibrations", {}).get(self.method.key, {})
-        settled = found.get("settled")
-        if settled is not None and not isinstance(settled, float):
-            raise ModelError(f"the model's calibration is damaged (settled={settled!r}): redo it")
-        return settled
+    def rule(self) -> Rule:
+        """How distances become scores, as this method's calibration fixed it.
 
-    @property
-    def scales(self) -> Scales:
-        """What makes several distances comparable; the model's, whatever the method.
-
-        Raises:
-            CalibrationError: no calibration has set them yet.
+        Without one, another calibration's scales of the same distances serve, and all attempts are
+        taken.
         """
+        stored: dict[str, Any] = self.checkpoint.about.get("calibrations", {})
+        distance = self.method.distance
         try:
-            stored = self.checkpoint.about.get("scales", {}).get(self.method.distance)
-            if stored is None:
-                raise CalibrationError(
-                    f"the model has no scales for {self.method.distance}: run `liftmap calibrate` "
-                    "on in-domain images that were not trained on, or take one distance alone"
-                )
-            return Scales(tuple(stored["centres"]), tuple(stored["spreads"]))
+            if self.method.key in stored:
+                return Rule.from_json(stored[self.method.key]["rule"])
+            for other in stored.values():
+                if other["method"]["distance"] == distance:
+                    return Rule(Rule.from_json(other["rule"]).scales)
         except (AttributeError, KeyError, TypeError, SettingsError) as error:
-            raise ModelError(
-                f"the model's scales are damaged ({error}): take `scales` out of its liftmap.json "
-                "and calibrate again"
-            ) from error
+            raise ModelError(f"the model's calibration is damaged ({error}): redo it") from error
+        return Rule()
 
     def calibrate(
         self, images: PreparedImages, *, on_batch: Callable[[int, int], None] | None = None
@@ -371,39 +345,30 @@ class Detector:
     def calibrate_on(self, distances: Float[Tensor, "n attempts kinds"]) -> Calibration:
         """Calibrate on the distances that `measure` gave for in-domain images.
 
-        With several distances or an early stop, some of the images set the model's scales, unless
-        it has them, and the score that is settled, and take no further part
-        (`aggregate.scale_rows`): so the rule is fixed before the others are scored by it, as the
+        With several distances or an early stop, some of the images set the rule and take no further
+        part (`aggregate.rule_rows`): so it is fixed before the others are scored by it, as the
         conformal guarantee asks.
 
         Raises:
             CalibrationError: too few images, or distances that no scale can be taken from.
         """
-        several, settled = len(self.distances) > 1, None
-        if several or self.method.early_stop is not None:
-            for_rule = scale_rows(len(distances))
+        method, rule = self.method, Rule()
+        if len(self.distances) > 1 or method.early_stop is not None:
+            for_rule = rule_rows(len(distances))
             kept = torch.ones(len(distances), dtype=torch.bool)
             kept[for_rule] = False
-            rule, distances = distances[for_rule], distances[kept]
-            if several and self.method.distance not in self.checkpoint.about.get("scales", {}):
-                self.set_scales(Scales.from_distances(rule))
-            if self.method.early_stop is not None:
-                settled = self._scores_of(rule, None).quantile(self.method.early_stop).item()
-        return self.set_calibration(self._scores_of(distances, settled).tolist(), settled)
+            rule = Rule.from_distances(distances[for_rule], method.early_stop, method.aggregate)
+            distances = distances[kept]
+        return self.set_calibration(rule.scores(distances, method.aggregate).tolist(), rule)
 
-    def set_scales(self, scales: Scales) -> None:
-        """Keep the scales of the method's distances with the model."""
-        kept = self.checkpoint.about.setdefault("scales", {})
-        kept[self.method.distance] = asdict(scales)
-
-    def set_calibration(self, scores: Iterable[float], settled: float | None = None) -> Calibration:
-        """Keep held-out in-domain scores of this method, and its settled score, with the model."""
+    def set_calibration(self, scores: Iterable[float], rule: Rule | None = None) -> Calibration:
+        """Keep held-out in-domain scores of this method, made by the rule, with the model."""
         calibration = Calibration.from_scores(scores)
         stored = self.checkpoint.about.setdefault("calibrations", {})
         stored[self.method.key] = {
             "method": asdict(self.method),
+            "rule": asdict(rule or Rule()),
             "scores": list(calibration.scores),
-            **({} if settled is None else {"settled": settled}),
         }
         return calibration
 

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -128,12 +128,10 @@ class _Decide:
         if self._calibration:
             self._calibration.threshold(false_alarms)  # refuses a rate it can't support
             self.run |= {"false_alarms": false_alarms, "calibration": self._calibration.key}
-        # refuses before the work to score by several distances without their scales
-        if to != "distances" and len(detector.distances) > 1:
-            scales = detector.scales
-            self.run["scales"] = [*scales.centres, *scales.spreads]
-        if to != "distances" and detector.settled is not None:
-            self.run["settled"] = detector.settled
+        if to != "distances":
+            rule = detector.rule
+            rule.check(detector.method.distance)  # refuses before the work
+            self.run["rule"] = asdict(rule)
 
     def __call__(self, pixels: Tensor) -> Iterator[dict[str, Any]]:
         kinds = list(self._detector.distances)
