@@ -158,6 +158,10 @@ class Detector:
         )
         return Scored(scores, distances, attempts)
 
+    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+        """The scores alone of prepared images; raises as `score_pixels` does."""
+        return self.score_pixels(pixels).scores
+
     def measure(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b attempts kinds"]:
         """How far every attempt's redraw is from the image, by each of the method's distances."""
         images = torch.arange(len(pixels))
@@ -325,6 +329,21 @@ class Detector:
         except (AttributeError, KeyError, TypeError, SettingsError) as error:
             raise ModelError(f"the model's calibration is damaged ({error}): redo it") from error
         return Rule()
+
+    def learn(
+        self,
+        train: PreparedImages,
+        held_out: PreparedImages,
+        *,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Calibrate on the held-out images; the model itself is trained already (`fit`)."""
+        self.calibrate(held_out, on_batch=on_batch)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of one image that takes all attempts."""
+        return self.method.evaluations
 
     def calibrate(
         self, images: PreparedImages, *, on_batch: Callable[[int, int], None] | None = None

@@ -17,8 +17,9 @@ class Explanation:
 
     original: (c, h, w) in [-1, 1]; hidden: (attempts, 1, h, w), True = redrawn;
     redraws: (attempts, c, h, w) in about [-1, 1]; maps: (attempts, h, w), the distance by pixel, of
-    several the first; evidence: (attempts,), whose aggregate is the score: the distance, or of
-    several the strongest on its scale; p_value: None without a calibration for the method.
+    several the first; evidence: (attempts,), the distance, or of several the strongest on its
+    scale: the score is the aggregate of all of it, or of as much as it took to settle the image;
+    p_value: None without a calibration for the method.
     """
 
     original: Float[Tensor, "c h w"]
