@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from liftmap.detector import Detector
+from liftmap.evaluation.benchmark import training_split
 from liftmap.images.sources import open_source
 from liftmap.images.store import PreparedImages, store_source
 
@@ -36,18 +37,13 @@ def shifted(pixels: Tensor) -> Tensor:
 
 
 def held_out(detector: Detector, source: str, root: Path | None, store: Path) -> PreparedImages:
-    """The images that the model's training held out; all are prepared into `store`, once.
-
-    The split is training's own: the same seed, share and order as the model's record says.
-    """
-    training = detector.checkpoint.about["training"]
-    share, most = training["hold_out"]["share"], training["hold_out"]["most"]
+    """The images that the model's training held out; all are prepared into `store`, once."""
     if store.exists():
         p = detector.preparation
         images = PreparedImages(store, (p.channels, p.height, p.width))
     else:
         images = store_source(open_source(source, root=root), detector.preparation, store)
-    return images.hold_out(share, most, seed=training["settings"]["seed"])[1]
+    return training_split(images, detector.checkpoint)[1]
 
 
 def write_validation(

@@ -152,6 +152,22 @@ def test_bench_compares_methods_and_says_what_it_timed(
     assert "one image alone" in words(done)
 
 
+def test_benchmark_compares_methods_and_keeps_its_cells(
+    images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    output = tmp_path / "b"
+    asked = ("--model", model, "--train", images, "--output", output, "--method", "lmd")
+    done = liftmap("benchmark", f"{images}[0:6]", f"{images}[6:12]", *asked)
+    rows = [line.split("│") for line in done.output.splitlines() if "│" in line]
+    assert rows[-1][1].strip() == "lmd"
+    assert (output / "benchmark.md").read_text().startswith("| method |")
+    again = liftmap("benchmark", f"{images}[0:6]", f"{images}[6:12]", *asked)
+    assert [line.split("│") for line in again.output.splitlines() if "│" in line] == rows
+    wrong = liftmap("benchmark", images, images, *asked[:-1], "svm", code=1)
+    assert "need some of lmd" in words(wrong)
+
+
 def test_a_model_that_is_not_there_lists_the_packaged_ones() -> None:
     assert "packaged models: fashion-mnist" in words(liftmap("info", "nowhere", code=1))
 

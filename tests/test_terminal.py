@@ -37,11 +37,11 @@ def test_training_into_a_log_file_prints_steps_loss_and_rate(log: Console) -> No
 
 
 def test_the_summary_names_what_was_skipped_and_flagged() -> None:
-    summary = Summary(images=20, skipped=12, flagged=2, computed=5, seconds=2.0)
+    summary = Summary(images=20, skipped=12, flagged=2, computed=5, seconds=2.0, attempts=20)
     summary.reasons = {f"{i}.png": "the file is empty" for i in range(10)}
     lines = list(summary_lines(summary, Path("s.csv"), 0.05))
     assert lines[0] == "8 images scored, 12 skipped: s.csv"
-    assert lines[1] == "2.5 images/s (15 were there from an earlier run)"
+    assert lines[1] == "2.5 images/s, 2.5 attempts an image (15 were there from an earlier run)"
     assert "2 flagged" in lines[2]
     assert "(25.0%); of normal images 5.0% are expected" in lines[2]
     assert lines[-1].startswith("... and 2 more")

@@ -264,6 +264,40 @@ def evaluate(
 
 
 @app.command()
+def benchmark(
+    in_domain: Annotated[str, typer.Argument(help="In-domain SOURCE, not trained on.")],
+    out: Annotated[list[str], typer.Argument(help="Out-of-distribution SOURCEs.")],
+    model: ModelOption,
+    train_source: Annotated[
+        str, typer.Option("--train", help="The SOURCE that the model was trained on.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the tables and all cells.")],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="lmd, lmd-quick, lmd-paper, msma, diffpath, ddpm-ood."),
+    ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="Noise seeds; may be repeated.")
+    ] = None,
+    limit: LimitOption = None,
+    root: RootOption = None,
+    download: DownloadOption = False,
+) -> None:
+    """Compare methods on one model and the same images; a rerun computes only what is missing."""
+    from liftmap.evaluation.benchmark import Task, run_benchmark, table_rows, write_benchmark
+    from liftmap.terminal import BenchmarkProgress, benchmark_table
+
+    inside, *outside = (_open(spec, root, download, limit) for spec in (in_domain, *out))
+    task = Task(model, _open(train_source, root, download, None), inside, outside)
+    chosen = methods or ["lmd", "lmd-quick", "msma", "diffpath", "ddpm-ood"]
+    with BenchmarkProgress(complaints) as listener:
+        records = run_benchmark([task], chosen, output, seeds=seeds, listener=listener)
+    write_benchmark(records, output)
+    console.print(benchmark_table(list(table_rows(records))))
+    console.print(f"written: {output}/benchmark.md, benchmark.tex, benchmark.parquet")
+
+
+@app.command()
 def bench(
     model: ModelOption,
     source: Annotated[

@@ -29,6 +29,7 @@ from liftmap.fitting import Listener
 from liftmap.method import METHODS
 
 if TYPE_CHECKING:
+    from liftmap.evaluation.benchmark import Listener as BenchmarkListener
     from liftmap.evaluation.speed import Speed
 
 
@@ -89,6 +90,38 @@ class ScoreProgress(_Bar):
         rate = f"{summary.images_per_second:.1f} images/s" if summary.computed else ""
         self._bar.update(self._task, completed=summary.images, rate=rate)
         self._log.tell(self._task, f"{summary.images} images  {rate}")
+
+
+class BenchmarkProgress(_Bar):
+    """A progress bar a cell of a benchmark: what is being scored, images/s, time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._log = _Log(self._bar)
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "BenchmarkListener":
+        from liftmap.evaluation.benchmark import Listener  # imports scikit-learn: slow
+
+        self._bar.start()
+        return Listener(self._cell, self._image)
+
+    def _cell(self, method: str, source: str, images: int | None) -> None:
+        short = "/".join(source.rstrip("/").split("/")[-2:])
+        self._task = self._bar.add_task(escape(f"{method}: {short}"), total=images)
+
+    def _image(self, done: int) -> None:
+        if self._task is not None:
+            self._bar.advance(self._task, done)
+            self._log.tell(self._task, "")
 
 
 class RoundProgress(_Bar):
@@ -253,6 +286,16 @@ def evaluation_table(records: list[dict[str, Any]]) -> Table:
             f"{r['auroc_low']:.4f} to {r['auroc_high']:.4f}",
             f"{r['fpr95']:.4f}",
         )
+    return table
+
+
+def benchmark_table(rows: list[list[str]]) -> Table:
+    """What `benchmark` shows: a row a method, pairs as columns."""
+    table = Table(caption="AUROC (95% bootstrap interval over images; over seeds: mean ± spread)")
+    for i, name in enumerate(rows[0]):
+        table.add_column(name, justify="right" if i else "left", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*(escape(cell) for cell in row))
     return table
 
 

@@ -179,7 +179,8 @@ class Journal:
     """Finished batches as JSON lines, after a first line that says which run they belong to."""
 
     def __init__(self, path: Path, run: dict[str, Any]) -> None:
-        self.path, self.run = path, run
+        self.path = path
+        self.run = json.loads(json.dumps(run))  # as the first line gives it back
 
     def open(self) -> TextIO:
         """Open to append; starts the file, or cuts it back to its last whole batch."""

@@ -1,0 +1,341 @@
+"""Methods side by side on pairs of data sets: a table that fills cell by cell and can be resumed.
+
+A cell is one method's scores of one source with one seed. It is kept in a file named after all that
+determines it, so that a rerun, a further method or a further source computes only what is missing.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+import liftmap
+from liftmap.baselines.ddpm_ood import DDPMOOD
+from liftmap.baselines.diffpath import DiffPath
+from liftmap.baselines.msma import MSMA
+from liftmap.detector import Detector
+from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
+from liftmap.errors import CalibrationError, ImageError, ModelError, SettingsError
+from liftmap.evaluation.metrics import evaluate_scores
+from liftmap.files import atomic_path
+from liftmap.images.prepare import Preparation
+from liftmap.images.sources import Source
+from liftmap.images.store import PreparedImages, store_source
+from liftmap.method import find_method
+from liftmap.scorer import Scorer
+
+Make = Callable[[Checkpoint, int], Scorer]
+
+
+def _lmd(method: str) -> Make:
+    return lambda checkpoint, seed: Detector(
+        checkpoint, method=replace(find_method(method), seed=seed)
+    )
+
+
+# by name: how to make it from a diffusion model and a seed
+ENTRANTS: dict[str, Make] = {
+    "lmd": _lmd("fast"),
+    "lmd-quick": _lmd("quick"),
+    "lmd-paper": _lmd("paper"),
+    "msma": lambda checkpoint, seed: MSMA(checkpoint),
+    "diffpath": lambda checkpoint, seed: DiffPath(checkpoint),
+    "ddpm-ood": lambda checkpoint, seed: DDPMOOD(checkpoint, seed=seed),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One in-domain set with its model, against several others.
+
+    train: what the model was trained on; methods that learn do so from it, never from `inside`.
+    """
+
+    model: str
+    train: Source
+    inside: Source
+    outside: list[Source]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Scores of one source; `seconds` for all of its images, without what was learnt before."""
+
+    scores: np.ndarray
+    seconds: float
+    skipped: int
+    evaluations: int
+
+
+@dataclass
+class Listener:
+    """Where a benchmark reports to."""
+
+    on_cell: Callable[[str, str, int | None], None] = lambda method, source, images: None
+    on_image: Callable[[int], None] = lambda done: None
+
+
+def run_benchmark(
+    tasks: list[Task],
+    methods: list[str],
+    folder: Path,
+    *,
+    seeds: list[int] | None = None,
+    listener: Listener | None = None,
+) -> list[dict[str, Any]]:
+    """A record a method, pair and seed: AUROC, FPR95 with intervals, images/s, evaluations.
+
+    Raises:
+        SettingsError: no such method; the message lists them.
+        ModelError: a model that does not say which of its images were held out.
+    """
+    listener, seeds = listener or Listener(), seeds or [0]
+    unknown = [name for name in methods if name not in ENTRANTS]
+    if unknown:
+        raise SettingsError(f"method {unknown[0]!r}: need some of {', '.join(ENTRANTS)}")
+    records = []
+    for task in tasks:
+        for method in methods:
+            for seed in seeds:
+                entrant = _Entrant(task, method, seed, folder, listener)
+                inside = entrant.cell(task.inside)
+                for other in task.outside:
+                    records.append(
+                        _record(task, method, seed, other.name, inside, entrant.cell(other))
+                    )
+    return records
+
+
+class _Entrant:
+    """A method on a task's model; made, and taught, only if a cell of it is missing."""
+
+    def __init__(
+        self, task: Task, method: str, seed: int, folder: Path, listener: Listener
+    ) -> None:
+        self.task, self.method, self.seed = task, method, seed
+        self.folder, self.listener = folder, listener
+        self._scorer: Scorer | None = None
+
+    def cell(self, source: Source) -> Cell:
+        """Its scores of a source, from the file if there is one."""
+        path = self.folder / "cells" / f"{self.method}-{self._key(source)}.parquet"
+        if not path.exists():
+            self.listener.on_cell(self.method, source.name, source.count())
+            _write_cell(self._score(source), path, source.name)
+        return _read_cell(path)
+
+    def _key(self, source: Source) -> str:
+        determines = [
+            liftmap.__version__,
+            self.method,
+            self.seed,
+            _weights_key(self.task.model),
+            _data_key(self.task.train),
+            _data_key(source),
+        ]
+        return hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:16]
+
+    def _score(self, source: Source) -> Cell:
+        scorer = self.scorer
+        scores: list[float] = []
+        skipped, begun = 0, time.monotonic()
+        entries = iter(source)
+        while pending := list(islice(entries, scorer.batch)):
+            pixels = []
+            for entry in pending:
+                try:
+                    pixels.append(scorer.preparation(entry.load()))
+                except ImageError:
+                    skipped += 1
+            if pixels:
+                scores += scorer.scores(torch.stack(pixels)).tolist()
+            self.listener.on_image(len(pending))
+        seconds = time.monotonic() - begun
+        return Cell(np.array(scores), seconds, skipped, scorer.evaluations)
+
+    @property
+    def scorer(self) -> Scorer:
+        """The method, ready to score."""
+        if self._scorer is None:
+            self._scorer = ENTRANTS[self.method](load_checkpoint(self.task.model), self.seed)
+            self._teach(self._scorer)
+        return self._scorer
+
+    def _teach(self, scorer: Scorer) -> None:
+        """Let it learn, unless it can score as it is: calibrated already, or without the need."""
+        p = scorer.preparation
+        try:
+            scorer.scores(torch.zeros(1, p.channels, p.height, p.width, dtype=torch.uint8))
+            return
+        except CalibrationError:
+            pass
+        train, held_out = training_split(self._prepared(p), load_checkpoint(self.task.model))
+        self.listener.on_cell(f"{self.method} learns", self.task.train.name, len(train))
+        scorer.learn(train, held_out, on_batch=self._on_batch())
+
+    def _prepared(self, preparation: Preparation) -> PreparedImages:
+        """The training images as the model takes them, prepared once for all methods."""
+        source, p = self.task.train, preparation
+        name = hashlib.sha256(repr((_data_key(source), p)).encode()).hexdigest()[:16]
+        path = self.folder / "prepared" / f"{name}.u8"
+        if path.exists():
+            return PreparedImages(path, (p.channels, p.height, p.width))
+        self.listener.on_cell("preparing", source.name, source.count())
+        return store_source(source, p, path, on_image=lambda: self.listener.on_image(1))
+
+    def _on_batch(self) -> Callable[[int, int], None]:
+        before = 0
+
+        def on_batch(done: int, total: int) -> None:
+            nonlocal before
+            self.listener.on_image(done - before)
+            before = done
+
+        return on_batch
+
+
+def training_split(
+    images: PreparedImages, checkpoint: Checkpoint
+) -> tuple[PreparedImages, PreparedImages]:
+    """(trained on, held out) as the model's own training parted the same images.
+
+    Raises:
+        ModelError: the model has no record of its training.
+    """
+    try:
+        training = checkpoint.about["training"]
+        share, most = training["hold_out"]["share"], training["hold_out"]["most"]
+        return images.hold_out(share, most, seed=training["settings"]["seed"])
+    except (KeyError, TypeError) as error:
+        raise ModelError(
+            f"the model does not say which images its training held out ({error}): "
+            "train it with liftmap"
+        ) from error
+
+
+def _data_key(source: Source) -> list[Any]:
+    """What tells a source's images from others of the same name: their number, a file's age."""
+    file = Path(source.name.partition("[")[0])
+    about = file.stat() if file.is_file() else None
+    age = [about.st_size, about.st_mtime_ns] if about else []
+    return [source.name, source.count(), *age]
+
+
+def _weights_key(model: str) -> str:
+    """A short hash of a model's weights."""
+    digest = hashlib.sha256()
+    for tensor in load_checkpoint(model).unet.state_dict().values():
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _write_cell(cell: Cell, path: Path, source: str) -> None:
+    about = {
+        "source": source,
+        "seconds": cell.seconds,
+        "skipped": cell.skipped,
+        "evaluations": cell.evaluations,
+    }
+    table = pa.table({"score": cell.scores})
+    with atomic_path(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({"liftmap": json.dumps(about)}), temporary)
+
+
+def _read_cell(path: Path) -> Cell:
+    try:
+        table = pq.read_table(path)
+        about = json.loads(table.schema.metadata[b"liftmap"])
+        scores = table["score"].to_numpy()
+        return Cell(scores, about["seconds"], about["skipped"], about["evaluations"])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} is damaged ({error}): delete it and run again") from error
+
+
+def _record(
+    task: Task, method: str, seed: int, other: str, inside: Cell, outside: Cell
+) -> dict[str, Any]:
+    found = evaluate_scores(inside.scores, outside.scores)
+    images = found.n_in + found.n_out
+    seconds = inside.seconds + outside.seconds
+    return {
+        "model": task.model,
+        "in": task.inside.name,
+        "out": other,
+        "method": method,
+        "seed": seed,
+        "n_in": found.n_in,
+        "n_out": found.n_out,
+        "skipped": inside.skipped + outside.skipped,
+        "auroc": found.auroc.value,
+        "auroc_low": found.auroc.low,
+        "auroc_high": found.auroc.high,
+        "fpr95": found.fpr95.value,
+        "fpr95_low": found.fpr95.low,
+        "fpr95_high": found.fpr95.high,
+        "network_evaluations": inside.evaluations,
+        "images_per_second": images / seconds if seconds else 0.0,
+    }
+
+
+def write_benchmark(records: list[dict[str, Any]], folder: Path) -> None:
+    """Write the records as benchmark.parquet, and the table as benchmark.md and benchmark.tex."""
+    with atomic_path(folder / "benchmark.parquet") as path:
+        pq.write_table(pa.Table.from_pylist(records), path)
+    rows = list(table_rows(records))
+    with atomic_path(folder / "benchmark.md") as path:
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        lines.insert(1, "|---" * len(rows[0]) + "|")
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with atomic_path(folder / "benchmark.tex") as path:
+        body = [" & ".join(_tex(cell) for cell in row) + r" \\" for row in rows]
+        inside = [r"\hline", body[0], r"\hline", *body[1:], r"\hline"]
+        head, tail = rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\end{tabular}"
+        path.write_text("\n".join([head, *inside, tail]) + "\n", encoding="utf-8")
+
+
+def table_rows(records: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """A heading, then a row a method: AUROC of each pair with its interval, the average, the cost.
+
+    With several seeds the AUROC is their mean, and the spread of the seeds stands for the interval.
+    """
+    pairs = list(dict.fromkeys((r["in"], r["out"]) for r in records))
+    named = [f"{_short(inside)} > {_short(other)}" for inside, other in pairs]
+    yield ["method", *named, "average", "evaluations at most", "images/s"]
+    for method in dict.fromkeys(r["method"] for r in records):
+        mine = [r for r in records if r["method"] == method]
+        cells, means = [], []
+        for pair in pairs:
+            of_pair = [r for r in mine if (r["in"], r["out"]) == pair]
+            values = np.array([r["auroc"] for r in of_pair])
+            means.append(values.mean())
+            if len(values) > 1:
+                cells.append(f"{values.mean():.4f} ± {values.std(ddof=1):.4f}")
+            else:
+                [only] = of_pair
+                cells.append(
+                    f"{only['auroc']:.4f} ({only['auroc_low']:.4f} to {only['auroc_high']:.4f})"
+                )
+        rate = float(np.mean([r["images_per_second"] for r in mine]))
+        cost = str(mine[0]["network_evaluations"])
+        yield [method, *cells, f"{np.mean(means):.4f}", cost, f"{rate:.1f}"]
+
+
+def _short(source: str) -> str:
+    """A source's name without the folders above its own."""
+    return "/".join(source.rstrip("/").split("/")[-2:])
+
+
+def _tex(text: str) -> str:
+    """Text with TeX's special characters escaped."""
+    for plain, escaped in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), (">", r"$>$")):
+        text = text.replace(plain, escaped)
+    return text

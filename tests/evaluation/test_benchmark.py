@@ -1,0 +1,122 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny import pixels, save_images, small_checkpoint
+
+from liftmap.baselines.mixture import Candidate
+from liftmap.baselines.msma import MSMA
+from liftmap.detector import Detector
+from liftmap.errors import ModelError, SettingsError
+from liftmap.evaluation.benchmark import (
+    Listener,
+    Task,
+    run_benchmark,
+    table_rows,
+    training_split,
+    write_benchmark,
+)
+from liftmap.images.sources import open_source, take
+from liftmap.images.store import PreparedImages
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    monkeypatch.setattr(MSMA, "candidates", [Candidate(1)])
+    checkpoint = small_checkpoint()
+    record = {"hold_out": {"share": 0.5, "most": 100}, "settings": {"seed": 0}}
+    checkpoint.about["training"] = record
+    Detector(checkpoint, device="cpu").save(tmp_path / "model")
+    images = open_source(save_images(tmp_path / "images", 40))
+    (tmp_path / "images" / "003.png").write_text("no image")
+    (tmp_path / "images" / "030.png").write_text("no image")
+    name = str(tmp_path / "images")
+    inside, outside = open_source(f"{name}[30:40]"), open_source(f"{name}[0:8]")
+    return Task(str(tmp_path / "model"), take(images, 30), inside, [outside])
+
+
+def test_a_rerun_scores_nothing_and_gives_the_same_table(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[str] = []
+    listener = Listener(on_cell=lambda method, source, images: scored.append(method))
+    folder = tmp_path / "b"
+    first = run_benchmark([task], ["msma"], folder, listener=listener)
+    assert scored == ["msma", "preparing", "msma learns", "msma"]
+    [record] = first
+    assert (record["n_in"], record["n_out"], record["skipped"]) == (9, 7, 2)
+    assert 0 <= record["auroc_low"] <= record["auroc"] <= record["auroc_high"] <= 1
+
+    def never(*args: object) -> None:
+        raise AssertionError("nothing is left to score")
+
+    monkeypatch.setattr(MSMA, "answers", never)
+    assert run_benchmark([task], ["msma"], folder) == first
+
+
+def test_a_further_method_adds_its_own_cells_only(task: Task, tmp_path: Path) -> None:
+    scored: list[str] = []
+    listener = Listener(on_cell=lambda method, source, images: scored.append(method))
+    run_benchmark([task], ["msma"], tmp_path / "b", listener=listener)
+    scored.clear()
+    records = run_benchmark([task], ["msma", "lmd-quick"], tmp_path / "b", listener=listener)
+    assert scored == ["lmd-quick", "lmd-quick learns", "lmd-quick"]
+    assert [r["method"] for r in records] == ["msma", "lmd-quick"]
+    assert len(list((tmp_path / "b" / "cells").iterdir())) == 4
+
+
+def test_seeds_are_cells_of_their_own_and_the_table_gives_their_spread(
+    task: Task, tmp_path: Path
+) -> None:
+    records = run_benchmark([task], ["lmd-quick"], tmp_path / "b", seeds=[0, 1])
+    assert [r["seed"] for r in records] == [0, 1]
+    assert len(list((tmp_path / "b" / "cells").iterdir())) == 4
+    heading, row = table_rows(records)
+    assert heading[0] == "method" and heading[1].endswith("images[0:8]")
+    values = [r["auroc"] for r in records]
+    assert row[1] == f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
+    assert row[2] == f"{np.mean(values):.4f}"
+
+
+def test_the_tables_are_written_as_parquet_markdown_and_latex(tmp_path: Path) -> None:
+    record = {
+        "model": "m", "in": "d/in_a", "out": "d/b", "method": "lmd", "seed": 0, "auroc": 0.9,
+        "auroc_low": 0.8, "auroc_high": 0.95, "network_evaluations": 40, "images_per_second": 2.0,
+    }  # fmt: skip
+    write_benchmark([record, record | {"method": "msma", "auroc": 0.5}], tmp_path)
+    assert pq.read_table(tmp_path / "benchmark.parquet")["auroc"].to_pylist() == [0.9, 0.5]
+    lines = (tmp_path / "benchmark.md").read_text().splitlines()
+    assert lines[0] == "| method | d/in_a > d/b | average | evaluations at most | images/s |"
+    assert lines[2] == "| lmd | 0.9000 (0.8000 to 0.9500) | 0.9000 | 40 | 2.0 |"
+    tex = (tmp_path / "benchmark.tex").read_text()
+    assert r"d/in\_a $>$ d/b" in tex and tex.startswith(r"\begin{tabular}{lrrrr}")
+
+
+def test_bad_requests_are_named(task: Task, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"'svm': need some of lmd, lmd-quick"):
+        run_benchmark([task], ["svm"], tmp_path)
+    run_benchmark([task], ["msma"], tmp_path / "b")
+    for cell in (tmp_path / "b" / "cells").iterdir():
+        cell.write_bytes(cell.read_bytes()[:40])
+    with pytest.raises(ModelError, match=r"is damaged .* delete it and run again"):
+        run_benchmark([task], ["msma"], tmp_path / "b")
+    path = tmp_path / "images.u8"
+    path.write_bytes(pixels(4).numpy().tobytes())
+    with pytest.raises(ModelError, match="does not say which images"):
+        training_split(PreparedImages(path, (1, 32, 32)), small_checkpoint())
+
+
+def test_the_split_is_the_trainings_own(task: Task, tmp_path: Path) -> None:
+    path = tmp_path / "images.u8"
+    path.write_bytes(pixels(10).numpy().tobytes())
+    images = PreparedImages(path, (1, 32, 32))
+    checkpoint = small_checkpoint()
+    checkpoint.about["training"] = {"hold_out": {"share": 0.3, "most": 9}, "settings": {"seed": 4}}
+    train, held = training_split(images, checkpoint)
+    rest, expected = images.hold_out(0.3, 9, seed=4)
+    rows = torch.arange(3)
+    assert torch.equal(held.pixels(rows), expected.pixels(rows))
+    assert torch.equal(train.pixels(rows), rest.pixels(rows))
+    assert len(held) == 3
