@@ -11,6 +11,7 @@ from tiny import pixels, small_checkpoint, small_method
 from liftmap.baselines import ddpm_ood, diffpath
 from liftmap.baselines.ddpm_ood import DDPMOOD
 from liftmap.baselines.diffpath import DiffPath
+from liftmap.baselines.likelihood import InputComplexity, Likelihood
 from liftmap.baselines.mixture import Candidate
 from liftmap.baselines.msma import MSMA
 from liftmap.detector import Detector
@@ -28,8 +29,11 @@ def checkpoint() -> Checkpoint:
     return made
 
 
+LEARN = ("lmd", "msma", "diffpath", "ddpm-ood")
 SCORERS: dict[str, Callable[[], Scorer]] = {
     "lmd": lambda: Detector(checkpoint(), method=METHOD, device="cpu"),
+    "likelihood": lambda: Likelihood(checkpoint(), device="cpu"),
+    "input-complexity": lambda: InputComplexity(checkpoint(), device="cpu"),
     "msma": lambda: MSMA(checkpoint(), device="cpu"),
     "diffpath": lambda: DiffPath(checkpoint(), device="cpu"),
     "ddpm-ood": lambda: DDPMOOD(checkpoint(), device="cpu"),
@@ -59,6 +63,7 @@ def scorer(request: pytest.FixtureRequest, tmp_path: Path) -> Scorer:
 
 def test_it_is_a_scorer_and_says_what_it_costs(scorer: Scorer) -> None:
     assert isinstance(scorer, Scorer)
+    scorer.scores(pixels(1))
     assert scorer.evaluations > 0
     assert scorer.batch >= 1
 
@@ -74,7 +79,7 @@ def test_scores_belong_to_images_not_to_batches(scorer: Scorer) -> None:
     assert torch.allclose(scorer.scores(images.flip(0)).flip(0), together, **close)
 
 
-@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("name", LEARN)
 def test_progress_is_told_to_the_end(name: str, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     train, held_out = stored(tmp_path, 40, 1), stored(tmp_path, 20, 2)
@@ -91,13 +96,13 @@ def test_a_saved_scorer_scores_alike(scorer: Scorer, tmp_path: Path) -> None:
     assert loaded.preparation == scorer.preparation
 
 
-@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("name", LEARN)
 def test_before_it_has_learnt_it_refuses(name: str) -> None:
     with pytest.raises(CalibrationError):
         SCORERS[name]().scores(pixels(1))
 
 
-@pytest.mark.parametrize("name", [name for name in SCORERS if name != "lmd"])
+@pytest.mark.parametrize("name", LEARN[1:])
 def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
     made = SCORERS[name]()
     with pytest.raises(CalibrationError, match="learnt nothing yet"):

@@ -274,7 +274,11 @@ def benchmark(
     output: Annotated[Path, typer.Option(help="Folder for the tables and all cells.")],
     methods: Annotated[
         list[str] | None,
-        typer.Option("--method", help="lmd, lmd-quick, lmd-paper, msma, diffpath, ddpm-ood."),
+        typer.Option(
+            "--method",
+            help="lmd, lmd-quick, lmd-paper, likelihood, input-complexity, msma, diffpath, "
+            "ddpm-ood; may be repeated.",
+        ),
     ] = None,
     seeds: Annotated[
         list[int] | None, typer.Option("--seed", help="Noise seeds; may be repeated.")

@@ -27,6 +27,8 @@ class OnDiffusion(ABC):
     learnt: what `learn` found, by name; empty before.
     """
 
+    needs_learning: ClassVar[bool] = True
+
     def __init__(
         self,
         checkpoint: Checkpoint,
@@ -104,7 +106,7 @@ class OnDiffusion(ABC):
         return made
 
     def _check(self) -> None:
-        if not self.learnt:
+        if self.needs_learning and not self.learnt:
             raise CalibrationError(f"{type(self).__name__} has learnt nothing yet: call learn")
 
     def _all_answers(self, images: PreparedImages, most: int, on_batch: OnBatch | None) -> Tensor:

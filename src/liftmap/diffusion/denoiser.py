@@ -139,12 +139,17 @@ class Denoiser:
         return next(self.network.parameters()).device
 
     def __call__(self, x: Float[Tensor, "n c h w"], t: float) -> Prediction:
-        """Predict image and noise from x, all of it at noise time t in (0, 1]."""
+        """Predict image and noise from x, all of it at noise time t in (0, 1]; no gradients."""
+        with torch.inference_mode():
+            return self.predict(x, t)
+
+    def predict(self, x: Float[Tensor, "n c h w"], t: float) -> Prediction:
+        """The same with gradients to x, where they are enabled."""
         time = torch.tensor(t, dtype=torch.float64)
         alpha, sigma = self.process.alpha(time), self.process.sigma(time)
         seen, level = as_seen(x, alpha, sigma, self.by)
         told = time_input(time, level, self.by).float().to(x.device).expand(len(x))
-        with torch.inference_mode(), autocast(x.device, self.precision):
+        with autocast(x.device, self.precision):
             answer = self.network(seen.contiguous(memory_format=torch.channels_last), told)
         image, noise = split(seen, answer.float(), alpha.to(x), level.to(x), self.by.target)
         return Prediction(image if self.by.image_range == "signed" else 2.0 * image - 1.0, noise)

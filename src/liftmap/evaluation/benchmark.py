@@ -21,6 +21,7 @@ import torch
 import liftmap
 from liftmap.baselines.ddpm_ood import DDPMOOD
 from liftmap.baselines.diffpath import DiffPath
+from liftmap.baselines.likelihood import InputComplexity, Likelihood
 from liftmap.baselines.msma import MSMA
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
@@ -47,6 +48,8 @@ ENTRANTS: dict[str, Make] = {
     "lmd": _lmd("fast"),
     "lmd-quick": _lmd("quick"),
     "lmd-paper": _lmd("paper"),
+    "likelihood": lambda checkpoint, seed: Likelihood(checkpoint, seed=seed),
+    "input-complexity": lambda checkpoint, seed: InputComplexity(checkpoint, seed=seed),
     "msma": lambda checkpoint, seed: MSMA(checkpoint),
     "diffpath": lambda checkpoint, seed: DiffPath(checkpoint),
     "ddpm-ood": lambda checkpoint, seed: DDPMOOD(checkpoint, seed=seed),
