@@ -12,13 +12,14 @@ from liftmap.baselines import ddpm_ood, diffpath
 from liftmap.baselines.ddpm_ood import DDPMOOD
 from liftmap.baselines.diffpath import DiffPath
 from liftmap.baselines.likelihood import InputComplexity, Likelihood
+from liftmap.baselines.mahalanobis import Mahalanobis
 from liftmap.baselines.mixture import Candidate
 from liftmap.baselines.msma import MSMA
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.errors import CalibrationError, ModelError
 from liftmap.images.store import PreparedImages
-from liftmap.scorer import Scorer
+from liftmap.scorer import Scorer, preparation_of
 
 METHOD = replace(small_method(attempts=2, steps=1), distance="mse+ssim", early_stop=0.5)
 
@@ -29,11 +30,12 @@ def checkpoint() -> Checkpoint:
     return made
 
 
-LEARN = ("lmd", "msma", "diffpath", "ddpm-ood")
+LEARN = ("lmd", "mahalanobis", "msma", "diffpath", "ddpm-ood")
 SCORERS: dict[str, Callable[[], Scorer]] = {
     "lmd": lambda: Detector(checkpoint(), method=METHOD, device="cpu"),
     "likelihood": lambda: Likelihood(checkpoint(), device="cpu"),
     "input-complexity": lambda: InputComplexity(checkpoint(), device="cpu"),
+    "mahalanobis": lambda: Mahalanobis(preparation_of(checkpoint()), device="cpu"),
     "msma": lambda: MSMA(checkpoint(), device="cpu"),
     "diffpath": lambda: DiffPath(checkpoint(), device="cpu"),
     "ddpm-ood": lambda: DDPMOOD(checkpoint(), device="cpu"),
@@ -64,7 +66,7 @@ def scorer(request: pytest.FixtureRequest, tmp_path: Path) -> Scorer:
 def test_it_is_a_scorer_and_says_what_it_costs(scorer: Scorer) -> None:
     assert isinstance(scorer, Scorer)
     scorer.scores(pixels(1))
-    assert scorer.evaluations > 0
+    assert (scorer.evaluations > 0) == hasattr(scorer, "checkpoint")
     assert scorer.batch >= 1
 
 

@@ -32,6 +32,7 @@ from liftmap.images.store import PreparedImages
 from liftmap.inpaint import inpaint, noise_and_denoise
 from liftmap.masks import hidden_masks
 from liftmap.method import Method, find_method
+from liftmap.scorer import preparation_of
 
 
 class Scored(NamedTuple):
@@ -85,8 +86,8 @@ class Detector:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.denoiser = checkpoint.denoiser(self.device, precision=precision)
         self.distances = load_distances(self.method.distance)
-        channels, height, width = checkpoint.image_shape
-        self.preparation = _preparation(checkpoint, channels, height, width)
+        self.preparation = preparation_of(checkpoint)
+        height, width = self.preparation.height, self.preparation.width
         # 256 rows of 32x32 keep two cores busy; larger images get fewer
         self.rows = rows or max(1, 256 * 1024 // (height * width))
 
@@ -398,23 +399,6 @@ class Detector:
             save_checkpoint(self.checkpoint, Path(folder))
         else:
             save_about(self.checkpoint, Path(folder))
-
-
-def _preparation(checkpoint: Checkpoint, channels: int, height: int, width: int) -> Preparation:
-    stored = checkpoint.about.get("preparation")
-    if stored is None:
-        return Preparation(height, width, channels)
-    try:
-        preparation = Preparation(**stored)
-    except (TypeError, SettingsError) as error:
-        raise ModelError(f"liftmap.json, preparation: {error}") from error
-    got = (preparation.channels, preparation.height, preparation.width)
-    if got != (channels, height, width):
-        raise ModelError(
-            f"liftmap.json prepares {got} (channels, height, width), but the network takes "
-            f"{(channels, height, width)}: the folder mixes two models"
-        )
-    return preparation
 
 
 def _as_list(images: Picture | Iterable[Picture]) -> list[Picture]:

@@ -157,17 +157,25 @@ class LPIPS(nn.Module):
                 f"LPIPS of {height}x{width} pixels: need at least {self.SMALLEST} a side; "
                 "use a larger model or the distance mse or ssim"
             )
+        activations = self._activations(images)
+        return [x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in activations]
+
+    def _activations(self, images: Tensor) -> Iterator[Tensor]:
+        """The five feature maps as AlexNet has them."""
         x = _as_imagenet(images)
-        found = []
-        with torch.autocast(x.device.type, enabled=False):
-            for number, layer in self.LAYERS.items():
+        for number, layer in self.LAYERS.items():
+            with torch.autocast(x.device.type, enabled=False):
                 if layer.pooled:
                     x = max_pool2d(x, 3, 2)
                 weight = getattr(self, f"features_{number}_weight")
                 bias = getattr(self, f"features_{number}_bias")
                 x = relu(conv2d(x, weight, bias, layer.stride, layer.padding))
-                found.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
-        return found
+            yield x
+
+    def last_activation(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h2 w2"]:
+        """AlexNet's last convolution's feature maps, 256 channels."""
+        *_, last = self._activations(images)
+        return last
 
     @torch.inference_mode()
     def reference(self, original: Float[Tensor, "b c h w"]) -> list[Tensor]:

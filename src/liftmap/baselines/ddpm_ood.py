@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from liftmap.baselines.on_diffusion import OnBatch, OnDiffusion
+from liftmap.baselines.base import OnBatch
+from liftmap.baselines.on_diffusion import OnDiffusion
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.noise import ImageNoise, attempt_seed
 from liftmap.diffusion.samplers import SamplerSettings
@@ -44,7 +45,7 @@ class DDPMOOD(OnDiffusion):
 
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """LPIPS and MSE of the reconstruction from each level."""
-        x = to_model_range(pixels).to(self.denoiser.device)
+        x = to_model_range(pixels).to(self.device)
         images = torch.arange(len(x), device=x.device)
         references = {name: d.reference(x) for name, d in self._distances.items()}
         seeds = [fingerprint(image) for image in pixels]

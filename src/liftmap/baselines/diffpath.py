@@ -39,7 +39,7 @@ class DiffPath(ByDensity):
         return STEPS
 
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        x = to_model_range(pixels).to(self.denoiser.device)
+        x = to_model_range(pixels).to(self.device)
         process = self.denoiser.process
         times = [T_MIN, *(i / STEPS for i in range(1, STEPS + 1))]
         path = []

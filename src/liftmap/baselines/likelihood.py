@@ -13,7 +13,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from liftmap.baselines.on_diffusion import OnBatch, OnDiffusion
+from liftmap.baselines.base import OnBatch
+from liftmap.baselines.on_diffusion import OnDiffusion
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.likelihood import log_likelihood
 from liftmap.diffusion.noise import ImageNoise, attempt_seed
@@ -56,7 +57,7 @@ class Likelihood(OnDiffusion):
 
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """Bits a pixel and channel."""
-        device, size = self.denoiser.device, pixels[0].numel()
+        device, size = self.device, pixels[0].numel()
         seeds = [attempt_seed(fingerprint(image), self.seed, 0) for image in pixels]
         noise = ImageNoise(seeds, tuple(pixels.shape[1:]), device)
         within = torch.special.ndtr(noise.draw())  # uniform in (0, 1)

@@ -34,7 +34,7 @@ class MSMA(ByDensity):
         return LEVELS
 
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        x = to_model_range(pixels).to(self.denoiser.device)
+        x = to_model_range(pixels).to(self.device)
         process = self.denoiser.process
         ratios = torch.logspace(0, 1, LEVELS, base=LARGEST / SMALLEST, dtype=torch.float64)
         times = time_of_log_snr(process, -2 * (SMALLEST * ratios).log())

@@ -1,33 +1,24 @@
-"""What baselines on a diffusion model share: the model, and learning a few numbers in-domain."""
+"""Baselines that ask a trained diffusion model about an image."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
+from liftmap.baselines.base import LEARNT, Baseline, OnBatch
 from liftmap.baselines.mixture import MOST, Candidate, Mixture
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from liftmap.diffusion.denoiser import Precision
-from liftmap.errors import CalibrationError, ModelError
-from liftmap.files import atomic_path
-from liftmap.images.prepare import Preparation
 from liftmap.images.store import PreparedImages
-
-LEARNT = "baseline.safetensors"
-OnBatch = Callable[[int, int], None]
+from liftmap.scorer import preparation_of
 
 
-class OnDiffusion(ABC):
-    """A method that asks a trained diffusion model about an image and compares the answers.
-
-    learnt: what `learn` found, by name; empty before.
-    """
-
-    needs_learning: ClassVar[bool] = True
+class OnDiffusion(Baseline):
+    """Saved as the model's folder with what was learnt beside the weights."""
 
     def __init__(
         self,
@@ -36,56 +27,19 @@ class OnDiffusion(ABC):
         device: str | torch.device | None = None,
         precision: Precision | None = None,
     ) -> None:
+        super().__init__(preparation_of(checkpoint), device=device)
         self.checkpoint = checkpoint
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.denoiser = checkpoint.denoiser(device, precision=precision)
-        channels, height, width = checkpoint.image_shape
-        stored = checkpoint.about.get("preparation")
-        self.preparation = Preparation(**stored) if stored else Preparation(height, width, channels)
-        self.learnt: dict[str, Tensor] = {}
+        self.denoiser = checkpoint.denoiser(self.device, precision=precision)
 
     @property
     @abstractmethod
     def evaluations(self) -> int:
         """Network evaluations an image."""
 
-    @abstractmethod
-    def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """What the method makes of the model's answers to each image, on the CPU."""
-
-    @abstractmethod
-    def learn(
-        self, train: PreparedImages, held_out: PreparedImages, *, on_batch: OnBatch | None = None
-    ) -> None:
-        """See `Scorer.learn`."""
-
-    @abstractmethod
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
-        """Scores of the answers by what was learnt."""
-
-    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
-        """See `Scorer.scores`.
-
-        Raises:
-            CalibrationError: nothing was learnt yet.
-        """
-        self._check()
-        return self.compare(self.answers(pixels)).float()
-
-    @property
-    def batch(self) -> int:
-        """Images that fill the network's rows."""
-        _, height, width = self.checkpoint.image_shape
-        return max(1, 256 * 1024 // (height * width))
-
     def save(self, folder: str | Path) -> None:
         """Write the diffusion model and what was learnt."""
-        from safetensors.torch import save_file
-
-        self._check()
+        super().save(folder)
         save_checkpoint(self.checkpoint, Path(folder))
-        with atomic_path(Path(folder) / LEARNT) as path:
-            save_file({name: part.contiguous() for name, part in self.learnt.items()}, path)
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> "OnDiffusion":
@@ -94,30 +48,10 @@ class OnDiffusion(ABC):
         Raises:
             ModelError: the model, or what was learnt, can't be used.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        made, path = cls(load_checkpoint(model), **options), Path(model) / LEARNT
-        if path.exists():
-            try:
-                made.learnt = load_file(path)
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"{path} is damaged ({error}): learn again") from error
+        made = cls(load_checkpoint(model), **options)
+        if (Path(model) / LEARNT).exists():
+            made.read_learnt(Path(model))
         return made
-
-    def _check(self) -> None:
-        if self.needs_learning and not self.learnt:
-            raise CalibrationError(f"{type(self).__name__} has learnt nothing yet: call learn")
-
-    def _all_answers(self, images: PreparedImages, most: int, on_batch: OnBatch | None) -> Tensor:
-        """The answers to the first of the images, batch by batch."""
-        total, found = min(most, len(images)), []
-        for first in range(0, total, self.batch):
-            rows = torch.arange(first, min(total, first + self.batch))
-            found.append(self.answers(images.pixels(rows)))
-            if on_batch:
-                on_batch(first + len(rows), total)
-        return torch.cat(found)
 
 
 class ByDensity(OnDiffusion):

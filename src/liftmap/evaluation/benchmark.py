@@ -22,6 +22,7 @@ import liftmap
 from liftmap.baselines.ddpm_ood import DDPMOOD
 from liftmap.baselines.diffpath import DiffPath
 from liftmap.baselines.likelihood import InputComplexity, Likelihood
+from liftmap.baselines.mahalanobis import Mahalanobis
 from liftmap.baselines.msma import MSMA
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
@@ -32,7 +33,7 @@ from liftmap.images.prepare import Preparation
 from liftmap.images.sources import Source
 from liftmap.images.store import PreparedImages, store_source
 from liftmap.method import find_method
-from liftmap.scorer import Scorer
+from liftmap.scorer import Scorer, preparation_of
 
 Make = Callable[[Checkpoint, int], Scorer]
 
@@ -50,6 +51,7 @@ ENTRANTS: dict[str, Make] = {
     "lmd-paper": _lmd("paper"),
     "likelihood": lambda checkpoint, seed: Likelihood(checkpoint, seed=seed),
     "input-complexity": lambda checkpoint, seed: InputComplexity(checkpoint, seed=seed),
+    "mahalanobis": lambda checkpoint, seed: Mahalanobis(preparation_of(checkpoint)),
     "msma": lambda checkpoint, seed: MSMA(checkpoint),
     "diffpath": lambda checkpoint, seed: DiffPath(checkpoint),
     "ddpm-ood": lambda checkpoint, seed: DDPMOOD(checkpoint, seed=seed),

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import mahalanobis
+from sklearn.covariance import LedoitWolf
+from tiny import pixels
+
+from liftmap.baselines.mahalanobis import Mahalanobis
+from liftmap.distances import LPIPS
+from liftmap.images.prepare import Preparation, to_model_range
+from liftmap.images.store import PreparedImages
+
+GREY = Preparation(32, 32, 1)
+
+
+def stored(path: Path, count: int) -> PreparedImages:
+    path.write_bytes(pixels(count).numpy().tobytes())
+    return PreparedImages(path, (1, 32, 32))
+
+
+def test_the_distance_is_scipys_on_alexnets_pooled_features(tmp_path: Path) -> None:
+    scorer = Mahalanobis(GREY, device="cpu")
+    train = stored(tmp_path / "i.u8", 50)
+    scorer.learn(train, train)
+    images = pixels(3, seed=5)
+    with torch.inference_mode():
+        maps = LPIPS().last_activation(to_model_range(pixels(50))).mean((2, 3))
+        asked = LPIPS().last_activation(to_model_range(images)).mean((2, 3))
+    fitted = LedoitWolf().fit(maps.double().numpy())
+    expected = [mahalanobis(x, fitted.location_, fitted.precision_) for x in asked.double().numpy()]
+    assert scorer.scores(images).numpy() == pytest.approx(np.array(expected), rel=1e-4)
+
+
+def test_another_backbone_can_be_named(tmp_path: Path) -> None:
+    scorer = Mahalanobis(GREY, backbone="torchvision:resnet18", device="cpu")
+    train = stored(tmp_path / "i.u8", 12)
+    scorer.learn(train, train)
+    assert scorer.answers(pixels(2)).shape == (2, 512)
+    assert scorer.scores(pixels(2)).isfinite().all()
