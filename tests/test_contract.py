@@ -9,6 +9,7 @@ import torch
 from tiny import pixels, small_checkpoint, small_method
 
 from liftmap.baselines import ddpm_ood, diffpath
+from liftmap.baselines.autoencoder import AEMH, AEMSE
 from liftmap.baselines.ddpm_ood import DDPMOOD
 from liftmap.baselines.diffpath import DiffPath
 from liftmap.baselines.likelihood import InputComplexity, Likelihood
@@ -30,11 +31,13 @@ def checkpoint() -> Checkpoint:
     return made
 
 
-LEARN = ("lmd", "mahalanobis", "msma", "diffpath", "ddpm-ood")
+LEARN = ("lmd", "ae-mse", "ae-mh", "mahalanobis", "msma", "diffpath", "ddpm-ood")
 SCORERS: dict[str, Callable[[], Scorer]] = {
     "lmd": lambda: Detector(checkpoint(), method=METHOD, device="cpu"),
     "likelihood": lambda: Likelihood(checkpoint(), device="cpu"),
     "input-complexity": lambda: InputComplexity(checkpoint(), device="cpu"),
+    "ae-mse": lambda: AEMSE(preparation_of(checkpoint()), device="cpu", steps=3),
+    "ae-mh": lambda: AEMH(preparation_of(checkpoint()), device="cpu", steps=3),
     "mahalanobis": lambda: Mahalanobis(preparation_of(checkpoint()), device="cpu"),
     "msma": lambda: MSMA(checkpoint(), device="cpu"),
     "diffpath": lambda: DiffPath(checkpoint(), device="cpu"),

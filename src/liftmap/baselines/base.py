@@ -106,9 +106,13 @@ class Baseline(ABC):
         from safetensors.torch import load_file
 
         try:
-            self.learnt = load_file(folder / LEARNT)
-        except (SafetensorError, OSError) as error:
+            self.take_learnt(load_file(folder / LEARNT))
+        except (SafetensorError, OSError, KeyError, RuntimeError) as error:
             raise ModelError(f"{folder / LEARNT} is damaged ({error}): learn again") from error
+
+    def take_learnt(self, learnt: dict[str, Tensor]) -> None:
+        """Go on with what an earlier `learn` found."""
+        self.learnt = learnt
 
     def _check(self) -> None:
         if self.needs_learning and not self.learnt:

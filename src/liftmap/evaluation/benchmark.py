@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 import liftmap
+from liftmap.baselines.autoencoder import AEMH, AEMSE
 from liftmap.baselines.ddpm_ood import DDPMOOD
 from liftmap.baselines.diffpath import DiffPath
 from liftmap.baselines.likelihood import InputComplexity, Likelihood
@@ -51,6 +52,8 @@ ENTRANTS: dict[str, Make] = {
     "lmd-paper": _lmd("paper"),
     "likelihood": lambda checkpoint, seed: Likelihood(checkpoint, seed=seed),
     "input-complexity": lambda checkpoint, seed: InputComplexity(checkpoint, seed=seed),
+    "ae-mse": lambda checkpoint, seed: AEMSE(preparation_of(checkpoint), seed=seed),
+    "ae-mh": lambda checkpoint, seed: AEMH(preparation_of(checkpoint), seed=seed),
     "mahalanobis": lambda checkpoint, seed: Mahalanobis(preparation_of(checkpoint)),
     "msma": lambda checkpoint, seed: MSMA(checkpoint),
     "diffpath": lambda checkpoint, seed: DiffPath(checkpoint),
