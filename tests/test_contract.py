@@ -8,14 +8,17 @@ import pytest
 import torch
 from tiny import pixels, small_checkpoint, small_method
 
-from liftmap.baselines import ddpm_ood, diffpath
+from liftmap.baselines import ddpm_ood, diffpath, likelihood_regret
+from liftmap.baselines.anogan import AnoGAN
 from liftmap.baselines.autoencoder import AEMH, AEMSE
 from liftmap.baselines.ddpm_ood import DDPMOOD
 from liftmap.baselines.diffpath import DiffPath
 from liftmap.baselines.likelihood import InputComplexity, Likelihood
+from liftmap.baselines.likelihood_regret import LikelihoodRegret
 from liftmap.baselines.mahalanobis import Mahalanobis
 from liftmap.baselines.mixture import Candidate
 from liftmap.baselines.msma import MSMA
+from liftmap.baselines.trained import Trained
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.errors import CalibrationError, ModelError
@@ -31,23 +34,32 @@ def checkpoint() -> Checkpoint:
     return made
 
 
-LEARN = ("lmd", "ae-mse", "ae-mh", "mahalanobis", "msma", "diffpath", "ddpm-ood")
+def small(kind: type[Trained], steps: int = 3, **options: int) -> Callable[[], Scorer]:
+    return lambda: kind(preparation_of(checkpoint()), device="cpu", steps=steps, **options)  # type: ignore[call-arg]
+
+
 SCORERS: dict[str, Callable[[], Scorer]] = {
     "lmd": lambda: Detector(checkpoint(), method=METHOD, device="cpu"),
     "likelihood": lambda: Likelihood(checkpoint(), device="cpu"),
     "input-complexity": lambda: InputComplexity(checkpoint(), device="cpu"),
-    "ae-mse": lambda: AEMSE(preparation_of(checkpoint()), device="cpu", steps=3),
-    "ae-mh": lambda: AEMH(preparation_of(checkpoint()), device="cpu", steps=3),
+    "likelihood-regret": small(LikelihoodRegret, steps=20, refit_steps=20),
+    "anogan": small(AnoGAN, search_steps=3),
+    "ae-mse": small(AEMSE),
+    "ae-mh": small(AEMH),
     "mahalanobis": lambda: Mahalanobis(preparation_of(checkpoint()), device="cpu"),
     "msma": lambda: MSMA(checkpoint(), device="cpu"),
     "diffpath": lambda: DiffPath(checkpoint(), device="cpu"),
     "ddpm-ood": lambda: DDPMOOD(checkpoint(), device="cpu"),
 }
 
+LEARN = [name for name in SCORERS if name not in ("likelihood", "input-complexity")]
+
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ddpm_ood, "STARTS", (2, 5))
+    monkeypatch.setattr(likelihood_regret, "SAMPLES", 3)
+    monkeypatch.setattr(likelihood_regret, "REFIT_RATE", 1e-3)
     monkeypatch.setattr(MSMA, "candidates", [Candidate(1), Candidate(2)])
     monkeypatch.setattr(diffpath.DiffPath, "candidates", [Candidate(1), Candidate(2, "diag")])
 

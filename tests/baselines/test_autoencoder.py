@@ -64,5 +64,7 @@ def test_training_is_repeatable_and_follows_the_seed(tmp_path: Path) -> None:
 
 
 def test_sides_that_can_not_be_halved_are_refused() -> None:
-    with pytest.raises(SettingsError, match="30x32 pixels: the autoencoder needs"):
+    with pytest.raises(
+        SettingsError, match="30x32 pixels: this method's network needs multiples of 8"
+    ):
         AEMSE(Preparation(30, 32, 1))

@@ -5,14 +5,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from liftmap.baselines.base import Baseline, OnBatch
-from liftmap.errors import SettingsError
+from liftmap.baselines.base import OnBatch
+from liftmap.baselines.trained import HALVES, Trained, check_sides
 from liftmap.images.prepare import Preparation, to_model_range
 from liftmap.images.store import PreparedImages
 
 STEPS, BATCH, RATE = 3000, 128, 1e-3
 WIDTHS, CODE = (32, 64, 128), 64
-HALVES = 2 ** len(WIDTHS)
 
 
 class Autoencoder(nn.Module):
@@ -20,10 +19,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()
-        if height % HALVES or width % HALVES:
-            raise SettingsError(
-                f"{height}x{width} pixels: the autoencoder needs multiples of {HALVES}"
-            )
+        check_sides(height, width)
         down: list[nn.Module] = []
         for before, after in zip((channels, *WIDTHS), WIDTHS, strict=False):
             down += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
@@ -47,7 +43,7 @@ class Autoencoder(nn.Module):
         return image
 
 
-class AEMSE(Baseline):
+class AEMSE(Trained):
     """A score is the mean squared error of the autoencoder's reconstruction.
 
     As LMD's authors compare: trained on in-domain images, which it then reproduces best.
@@ -63,12 +59,7 @@ class AEMSE(Baseline):
         steps: int = STEPS,
         seed: int = 0,
     ) -> None:
-        super().__init__(preparation, device=device)
-        self.steps, self.seed = steps, seed
-        p = preparation
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.network = Autoencoder(p.channels, p.height, p.width).to(self.device)
+        super().__init__(preparation, Autoencoder, device=device, steps=steps, seed=seed)
 
     @torch.no_grad()
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
@@ -84,28 +75,17 @@ class AEMSE(Baseline):
         """Train the autoencoder on the training images; the held-out ones are not used."""
         optimizer = torch.optim.Adam(self.network.parameters(), lr=RATE)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        draw = torch.Generator().manual_seed(self.seed)
-        for step in range(self.steps):
-            rows = torch.randint(len(train), (min(BATCH, len(train)),), generator=draw)
-            x = train.take(rows).to(self.device)
+        for pixels in self.batches(train, BATCH, on_batch):
+            x = to_model_range(pixels)
             loss = mse_loss(self.network.image(self.network.code(x)), x)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             falling.step()
-            if on_batch:
-                on_batch(step + 1, self.steps)
-        self.learnt = {name: part.detach().cpu() for name, part in self._state().items()}
+        self.keep()
 
     def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
         return answers[:, 0]
-
-    def take_learnt(self, learnt: dict[str, Tensor]) -> None:
-        super().take_learnt(learnt)
-        self.network.load_state_dict({name: learnt[name] for name in self._state()})
-
-    def _state(self) -> dict[str, Tensor]:
-        return dict(self.network.state_dict())
 
 
 class AEMH(AEMSE):

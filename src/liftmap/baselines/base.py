@@ -46,6 +46,11 @@ class Baseline(ABC):
         """Images that are best scored at once."""
         return max(1, 256 * 1024 // (self.preparation.height * self.preparation.width))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's further arguments that change scores: saved, and given again."""
+        return {}
+
     @abstractmethod
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """What describes each image, on the CPU."""
@@ -77,7 +82,7 @@ class Baseline(ABC):
         with atomic_path(Path(folder) / LEARNT) as path:
             save_file({name: part.contiguous() for name, part in self.learnt.items()}, path)
         with atomic_path(Path(folder) / ABOUT) as path:
-            about = {"preparation": asdict(self.preparation)}
+            about = {"preparation": asdict(self.preparation), "settings": self.settings}
             path.write_text(json.dumps(about) + "\n", encoding="utf-8")
 
     @classmethod
@@ -87,12 +92,11 @@ class Baseline(ABC):
         Raises:
             ModelError: it is not there, or damaged.
         """
-        path = Path(model) / ABOUT
+        about = read_about(Path(model))
         try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            made = cls(Preparation(**about["preparation"]), **options)
-        except (OSError, ValueError, KeyError, TypeError, SettingsError) as error:
-            raise ModelError(f"{path} can't be read ({error}): learn again") from error
+            made = cls(Preparation(**about["preparation"]), **about["settings"] | options)
+        except (KeyError, TypeError, SettingsError) as error:
+            raise ModelError(f"{Path(model) / ABOUT} is damaged ({error}): learn again") from error
         made.read_learnt(Path(model))
         return made
 
@@ -127,3 +131,19 @@ class Baseline(ABC):
             if on_batch:
                 on_batch(first + len(rows), total)
         return torch.cat(found)
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `save` wrote beside the tensors.
+
+    Raises:
+        ModelError: it is not there, or no JSON object.
+    """
+    path = folder / ABOUT
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} can't be read ({error}): learn again") from error
+    if not isinstance(about, dict):
+        raise ModelError(f"{path} holds a {type(about).__name__}: learn again")
+    return about

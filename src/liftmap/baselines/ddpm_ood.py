@@ -43,6 +43,10 @@ class DDPMOOD(OnDiffusion):
     def evaluations(self) -> int:
         return sum(STARTS)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """LPIPS and MSE of the reconstruction from each level."""
         x = to_model_range(pixels).to(self.device)

@@ -51,6 +51,10 @@ class Likelihood(OnDiffusion):
         return self._evaluations
 
     @property
+    def settings(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+    @property
     def batch(self) -> int:
         """Half as many as without gradients."""
         return max(1, super().batch // 2)
@@ -92,6 +96,10 @@ class InputComplexity(Likelihood):
             raise SettingsError(f"compressor {compressor!r}: need one of {', '.join(COMPRESSORS)}")
         super().__init__(checkpoint, seed=seed, **options)
         self.compressor = compressor
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"compressor": self.compressor}
 
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """Bits a pixel and channel, by the model and by the compressor."""

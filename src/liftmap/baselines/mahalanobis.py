@@ -34,15 +34,24 @@ class Mahalanobis(Baseline):
         preparation: Preparation,
         *,
         backbone: str = "alexnet",
-        weights: Path | None = None,
+        weights: str | Path | None = None,
         **options: Any,
     ) -> None:
         super().__init__(preparation, **options)
+        self._settings = {
+            "backbone": backbone,
+            "weights": None if weights is None else str(weights),
+        }
         if backbone == "alexnet":
             self._maps = LPIPS().to(self.device).last_activation
         else:
-            features = FeatureCosine.from_backbone(backbone, weights).to(self.device)
+            path = None if weights is None else Path(weights)
+            features = FeatureCosine.from_backbone(backbone, path).to(self.device)
             self._maps = features.reference
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self._settings
 
     @torch.inference_mode()
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from liftmap.baselines.base import LEARNT, Baseline, OnBatch
+from liftmap.baselines.base import LEARNT, Baseline, OnBatch, read_about
 from liftmap.baselines.mixture import MOST, Candidate, Mixture
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from liftmap.diffusion.denoiser import Precision
@@ -48,9 +48,12 @@ class OnDiffusion(Baseline):
         Raises:
             ModelError: the model, or what was learnt, can't be used.
         """
-        made = cls(load_checkpoint(model), **options)
-        if (Path(model) / LEARNT).exists():
-            made.read_learnt(Path(model))
+        folder, settings = Path(model), {}
+        if (folder / LEARNT).exists():
+            settings = read_about(folder).get("settings", {})
+        made = cls(load_checkpoint(model), **settings | options)
+        if (folder / LEARNT).exists():
+            made.read_learnt(folder)
         return made
 
 

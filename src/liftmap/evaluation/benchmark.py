@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 import torch
 
 import liftmap
+from liftmap.baselines.anogan import AnoGAN
 from liftmap.baselines.autoencoder import AEMH, AEMSE
 from liftmap.baselines.ddpm_ood import DDPMOOD
 from liftmap.baselines.diffpath import DiffPath
 from liftmap.baselines.likelihood import InputComplexity, Likelihood
+from liftmap.baselines.likelihood_regret import LikelihoodRegret
 from liftmap.baselines.mahalanobis import Mahalanobis
 from liftmap.baselines.msma import MSMA
 from liftmap.detector import Detector
@@ -52,6 +54,10 @@ ENTRANTS: dict[str, Make] = {
     "lmd-paper": _lmd("paper"),
     "likelihood": lambda checkpoint, seed: Likelihood(checkpoint, seed=seed),
     "input-complexity": lambda checkpoint, seed: InputComplexity(checkpoint, seed=seed),
+    "likelihood-regret": lambda checkpoint, seed: LikelihoodRegret(
+        preparation_of(checkpoint), seed=seed
+    ),
+    "anogan": lambda checkpoint, seed: AnoGAN(preparation_of(checkpoint), seed=seed),
     "ae-mse": lambda checkpoint, seed: AEMSE(preparation_of(checkpoint), seed=seed),
     "ae-mh": lambda checkpoint, seed: AEMH(preparation_of(checkpoint), seed=seed),
     "mahalanobis": lambda checkpoint, seed: Mahalanobis(preparation_of(checkpoint)),

@@ -1,0 +1,189 @@
+"""Likelihood regret of a variational autoencoder (Xiao et al. 2020)."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Int, UInt8
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.functional import cross_entropy
+
+from liftmap.baselines.base import OnBatch
+from liftmap.baselines.trained import HALVES, Trained, check_sides
+from liftmap.diffusion.noise import ImageNoise, attempt_seed
+from liftmap.images.prepare import Preparation, fingerprint, to_model_range
+from liftmap.images.store import PreparedImages
+
+WIDTHS, CODE, LEVELS = (32, 64, 128), 100, 256
+BATCH, RATE = 128, 1e-3
+REFIT_STEPS, REFIT_RATE = 100, 1e-4
+SAMPLES = 200  # of the importance-weighted likelihood
+
+
+class Encoder(nn.Module):
+    """From an image to the mean and log-variance of its code."""
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in zip((channels, *WIDTHS), WIDTHS, strict=False):
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
+        size = WIDTHS[-1] * height * width // HALVES**2
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, 2 * CODE))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.layers(x).chunk(2, 1)
+        return mean, log_variance
+
+
+class Decoder(nn.Module):
+    """From a code to the logits of each pixel's 256 levels, (n, 256, c, h, w)."""
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.shape = (WIDTHS[-1], height // HALVES, width // HALVES)
+        self.first = nn.Linear(CODE, math.prod(self.shape))
+        layers: list[nn.Module] = []
+        for before, after in zip(WIDTHS[::-1], (*WIDTHS[-2::-1], WIDTHS[0]), strict=True):
+            layers += [nn.ReLU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
+        last = nn.Conv2d(WIDTHS[0], LEVELS * channels, 1)
+        self.layers = nn.Sequential(*layers, nn.ReLU(), last)
+
+    def forward(self, code: Tensor) -> Tensor:
+        out: Tensor = self.layers(self.first(code).view(len(code), *self.shape))
+        return out.view(len(code), LEVELS, self.channels, *out.shape[2:])
+
+
+class VAE(nn.Module):
+    """Kingma & Welling 2014, with a categorical distribution over each pixel's levels."""
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        check_sides(height, width)
+        self.encoder = Encoder(channels, height, width)
+        self.decoder = Decoder(channels, height, width)
+
+    def log_likelihood(
+        self, pixels: Int[Tensor, "n c h w"], code: Float[Tensor, "n d"]
+    ) -> Float64[Tensor, "n"]:
+        """Of the pixels given codes, in nats."""
+        each = cross_entropy(self.decoder(code), pixels, reduction="none")
+        return -each.double().sum((1, 2, 3))
+
+
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Of the posterior from the prior N(0, 1), in nats, summed over the code."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
+
+
+class LikelihoodRegret(Trained):
+    """Xiao et al. 2020, "Likelihood regret: an out-of-distribution detection score for VAE", eq. 5.
+
+    How much the likelihood of an image rises when the encoder is fitted to it alone: 100 steps of
+    Adam from the trained encoder, the decoder left as it is. Both likelihoods are importance-
+    weighted estimates with 200 samples. An in-domain image gains little, since the encoder was
+    trained for its like.
+
+    learnt: the VAE's parameters.
+    """
+
+    def __init__(
+        self,
+        preparation: Preparation,
+        *,
+        device: str | torch.device | None = None,
+        steps: int = 5000,
+        refit_steps: int = REFIT_STEPS,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(preparation, VAE, device=device, steps=steps, seed=seed)
+        self.refit_steps = refit_steps
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"refit_steps": self.refit_steps}
+
+    @property
+    def batch(self) -> int:
+        """Each image has an encoder of its own while it is scored."""
+        return max(1, super().batch // 8)
+
+    def learn(
+        self, train: PreparedImages, held_out: PreparedImages, *, on_batch: OnBatch | None = None
+    ) -> None:
+        """Train the VAE on the training images; the held-out ones are not used."""
+        vae = self.network
+        optimizer = torch.optim.Adam(vae.parameters(), lr=RATE)
+        draw = torch.Generator().manual_seed(self.seed)
+        for pixels in self.batches(train, BATCH, on_batch):
+            mean, log_variance = vae.encoder(to_model_range(pixels))
+            noise = torch.randn(mean.shape, generator=draw).to(mean)
+            code = mean + noise * (0.5 * log_variance).exp()
+            bound = vae.log_likelihood(pixels.long(), code) - divergence(mean, log_variance)
+            optimizer.zero_grad(set_to_none=True)
+            (-bound.mean()).backward()
+            optimizer.step()
+        self.keep()
+
+    def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """The log-likelihood before and after the refit, in nats."""
+        pixels_there = pixels.to(self.device)
+        x = to_model_range(pixels_there)
+        seeds = [attempt_seed(fingerprint(image), self.seed, 0) for image in pixels]
+        noise = ImageNoise(seeds, (1, 1, CODE), self.device)
+        encoders = self._refitted(x, pixels_there.long(), noise)
+        with torch.no_grad():
+            before = self.network.encoder(x)
+            after = tuple(part[:, 0] for part in self._encode(encoders, x))
+        # both by the same noise, so that most of the estimates' error cancels in the difference
+        draws = [noise.draw().flatten(1) for _ in range(SAMPLES)]
+        posteriors = (before, after)
+        found = [self._importance_weighted(pixels_there.long(), *q, draws) for q in posteriors]
+        return torch.stack(found, 1).cpu()
+
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+        return answers[:, 1] - answers[:, 0]
+
+    def _encode(self, encoders: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Each image through an encoder of its own: (b, 1, d) means and log-variances."""
+
+        def encode(parameters: dict[str, Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
+            found: tuple[Tensor, Tensor] = functional_call(
+                self.network.encoder, parameters, (image[None],)
+            )
+            return found
+
+        found: tuple[Tensor, Tensor] = vmap(encode)(encoders, x)
+        return found
+
+    def _refitted(self, x: Tensor, pixels: Tensor, noise: ImageNoise) -> dict[str, Tensor]:
+        """An encoder an image: parameters with a first axis of images."""
+        encoders = {
+            name: part.detach().expand(len(x), *part.shape).clone().requires_grad_()
+            for name, part in self.network.encoder.named_parameters()
+        }
+        # Adam works element by element: each image's encoder moves as if it were alone
+        optimizer = torch.optim.Adam(encoders.values(), lr=REFIT_RATE)
+        for _ in range(self.refit_steps):
+            mean, log_variance = (part[:, 0] for part in self._encode(encoders, x))
+            code = mean + noise.draw().flatten(1) * (0.5 * log_variance).exp()
+            bound = self.network.log_likelihood(pixels, code) - divergence(mean, log_variance)
+            optimizer.zero_grad(set_to_none=True)
+            (-bound.sum()).backward()
+            optimizer.step()
+        return {name: part.detach() for name, part in encoders.items()}
+
+    @torch.no_grad()
+    def _importance_weighted(
+        self, pixels: Tensor, mean: Tensor, log_variance: Tensor, draws: list[Tensor]
+    ) -> Tensor:
+        """log p(x) by samples from the posterior (Burda et al. 2016, eq. 8)."""
+        weights = []
+        for drawn in draws:
+            code = mean + drawn * (0.5 * log_variance).exp()
+            prior = -0.5 * code.square().sum(1)
+            posterior = -0.5 * (drawn.square() + log_variance).sum(1)
+            weights.append(self.network.log_likelihood(pixels, code) + prior - posterior)
+        return torch.stack(weights).double().logsumexp(0) - math.log(len(draws))
