@@ -4,7 +4,6 @@ pixels -> hidden (masks) -> redraws (inpaint) -> distances -> score (aggregate)
 -> p-value and decision (calibrate)
 """
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -285,14 +284,6 @@ class Detector:
         """Images whose attempts, or first pair of attempts, fill the network's rows."""
         attempts = self.method.attempts
         return max(1, self.rows // (attempts if self.rule.settled is None else min(PAIR, attempts)))
-
-    @property
-    def weights_key(self) -> str:
-        """A short hash of the network's weights: which model a score came from."""
-        digest = hashlib.sha256()
-        for tensor in self.checkpoint.unet.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
     @property
     def calibration(self) -> Calibration:

@@ -7,6 +7,7 @@
 A folder without liftmap.json is read as an unconditional diffusers checkpoint (`foreign.py`).
 """
 
+import hashlib
 import json
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -56,6 +57,14 @@ class Checkpoint:
         size = config.sample_size or 32
         height, width = (size, size) if isinstance(size, int) else tuple(size)
         return config.in_channels // self.patch**2, height * self.patch, width * self.patch
+
+    @property
+    def weights_key(self) -> str:
+        """A short hash of the network's weights: which model a score came from."""
+        digest = hashlib.sha256()
+        for tensor in self.unet.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def denoiser(
         self, device: str | torch.device = "cpu", *, precision: Precision | None = None

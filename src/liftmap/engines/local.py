@@ -91,7 +91,7 @@ def score_source(
     run = {
         "source": source.name,
         "method": detector.method.key,
-        "weights": detector.weights_key,
+        "weights": detector.checkpoint.weights_key,
         "attempts": detector.method.attempts,
         "batch": batch,
         **decide.run,

@@ -152,7 +152,7 @@ class _Entrant:
             liftmap.__version__,
             self.method,
             self.seed,
-            _weights_key(self.task.model),
+            load_checkpoint(self.task.model).weights_key,
             _data_key(self.task.train),
             _data_key(source),
         ]
@@ -242,14 +242,6 @@ def _data_key(source: Source) -> list[Any]:
     about = file.stat() if file.is_file() else None
     age = [about.st_size, about.st_mtime_ns] if about else []
     return [source.name, source.count(), *age]
-
-
-def _weights_key(model: str) -> str:
-    """A short hash of a model's weights."""
-    digest = hashlib.sha256()
-    for tensor in load_checkpoint(model).unet.state_dict().values():
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _write_cell(cell: Cell, path: Path, source: str) -> None:
