@@ -168,6 +168,26 @@ def test_benchmark_compares_methods_and_keeps_its_cells(
     assert "need some of lmd" in words(wrong)
 
 
+def test_reproduce_sets_a_table_beside_the_papers(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    calibrated_model(tmp_path / "models" / "mnist")
+    sources = [f"{name}:test={images}[0:6]" for name in ("MNIST", "KMNIST")]
+    options = [word for s in [*sources, f"MNIST:train={images}"] for word in ("--source", s)]
+    options += ["--models", tmp_path / "models", "--output", tmp_path / "r", "--only", "LMD"]
+    done = liftmap("reproduce", "table1", "--method", "quick", *options)
+    assert "left out CIFAR10 > SVHN" in words(done)
+    lines = (tmp_path / "r" / "table1.md").read_text().splitlines()
+    assert lines[0] == "| pair | images | LMD |"
+    assert lines[2] == "| MNIST > KMNIST | 6 + 6 | 0.500 (-0.484) |", "both are the same images"
+    assert "need some of Likelihood" in words(
+        liftmap("reproduce", "table1", *options[:-1], "SVM", code=1)
+    )
+    bad = liftmap("reproduce", "table1", "--source", "MNIST=x", "--output", tmp_path, code=1)
+    assert "need DATASET:train=SOURCE" in words(bad)
+
+
 def test_a_model_that_is_not_there_lists_the_packaged_ones() -> None:
     assert "packaged models: fashion-mnist" in words(liftmap("info", "nowhere", code=1))
 

@@ -288,17 +288,75 @@ def benchmark(
     download: DownloadOption = False,
 ) -> None:
     """Compare methods on one model and the same images; a rerun computes only what is missing."""
-    from liftmap.evaluation.benchmark import Task, run_benchmark, table_rows, write_benchmark
-    from liftmap.terminal import BenchmarkProgress, benchmark_table
+    from liftmap.evaluation.benchmark import (
+        Task,
+        find_entrants,
+        run_benchmark,
+        table_rows,
+        write_benchmark,
+    )
+    from liftmap.terminal import BenchmarkProgress, rows_table
 
+    entrants = find_entrants(methods or ["lmd", "lmd-quick", "msma", "diffpath", "ddpm-ood"])
     inside, *outside = (_open(spec, root, download, limit) for spec in (in_domain, *out))
     task = Task(model, _open(train_source, root, download, None), inside, outside)
-    chosen = methods or ["lmd", "lmd-quick", "msma", "diffpath", "ddpm-ood"]
     with BenchmarkProgress(complaints) as listener:
-        records = run_benchmark([task], chosen, output, seeds=seeds, listener=listener)
+        records = run_benchmark([task], entrants, output, seeds=seeds, listener=listener)
     write_benchmark(records, output)
-    console.print(benchmark_table(list(table_rows(records))))
+    caption = "AUROC (95% bootstrap interval over images; over seeds: mean ± spread)"
+    console.print(rows_table(list(table_rows(records)), caption))
     console.print(f"written: {output}/benchmark.md, benchmark.tex, benchmark.parquet")
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help="table1, table2, table3 or table4 of the paper.")],
+    output: Annotated[Path, typer.Option(help="Folder for the table and all cells.")],
+    models: Annotated[
+        Path,
+        typer.Option(help="Folder with the models cifar10, cifar100, svhn, mnist, kmnist, ..."),
+    ] = Path("models"),
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            help="DATASET:SPLIT=SOURCE, as KMNIST:test=k.npz[8000:]; torchvision's by default.",
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Columns to fill; all by default.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="Images a test set; all by default.")] = None,
+    method: MethodOption = "fast",
+    root: RootOption = None,
+    download: DownloadOption = False,
+) -> None:
+    """A table of the paper on your models and data, each value beside the published one."""
+    from liftmap.evaluation.benchmark import run_benchmark, write_rows
+    from liftmap.evaluation.paper import beside_the_paper, entrants_of, find_artefact, plan
+    from liftmap.terminal import BenchmarkProgress, rows_table
+
+    artefact, given = find_artefact(table), _sources(sources or [])
+    entrants = entrants_of(artefact, method)
+    if only:
+        unknown = [name for name in only if name not in entrants]
+        if unknown:
+            raise SettingsError(f"--only {unknown[0]}: need some of {', '.join(entrants)}")
+        entrants = {name: entrants[name] for name in only}
+
+    def find_source(name: str, split: str) -> "Source":
+        spec = given.get((name, split), f"torchvision:{name}:{split}")
+        return _open(spec, root, download, images if split == "test" else None)
+
+    planned = plan(artefact, models, find_source)
+    for pair, reason in planned.missing.items():
+        complaints.print(f"[yellow]left out[/] {' > '.join(pair)}: {escape(reason)}")
+    with BenchmarkProgress(complaints) as listener:
+        records = run_benchmark(planned.tasks, entrants, output, listener=listener)
+    rows = list(beside_the_paper(artefact, records, planned.pairs))
+    write_rows(rows, output / f"{table}.md")
+    console.print(rows_table(rows, f"{artefact.title}: AUROC, and in brackets less the paper's"))
+    console.print(f"written: {output}/{table}.md")
 
 
 @app.command()
@@ -413,6 +471,20 @@ def _open(spec: str, root: Path | None, download: bool, limit: int | None) -> "S
     from liftmap.images.sources import open_source, take
 
     return take(open_source(spec, root=root, download=download), limit)
+
+
+def _sources(given: list[str]) -> dict[tuple[str, str], str]:
+    """DATASET:SPLIT=SOURCE, taken apart."""
+    found = {}
+    for text in given:
+        where, equals, spec = text.partition("=")
+        name, colon, split = where.partition(":")
+        if not (name and colon and equals and spec) or split not in ("train", "test"):
+            raise SettingsError(
+                f"--source {text}: need DATASET:train=SOURCE or DATASET:test=SOURCE"
+            )
+        found[name, split] = spec
+    return found
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -289,9 +289,9 @@ def evaluation_table(records: list[dict[str, Any]]) -> Table:
     return table
 
 
-def benchmark_table(rows: list[list[str]]) -> Table:
-    """What `benchmark` shows: a row a method, pairs as columns."""
-    table = Table(caption="AUROC (95% bootstrap interval over images; over seeds: mean ± spread)")
+def rows_table(rows: list[list[str]], caption: str) -> Table:
+    """What `benchmark` and `reproduce` show: the first row is the heading."""
+    table = Table(caption=caption)
     for i, name in enumerate(rows[0]):
         table.add_column(name, justify="right" if i else "left", overflow="fold")
     for row in rows[1:]:

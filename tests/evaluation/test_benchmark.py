@@ -13,6 +13,7 @@ from liftmap.errors import ModelError, SettingsError
 from liftmap.evaluation.benchmark import (
     Listener,
     Task,
+    find_entrants,
     run_benchmark,
     table_rows,
     training_split,
@@ -43,7 +44,7 @@ def test_a_rerun_scores_nothing_and_gives_the_same_table(
     scored: list[str] = []
     listener = Listener(on_cell=lambda method, source, images: scored.append(method))
     folder = tmp_path / "b"
-    first = run_benchmark([task], ["msma"], folder, listener=listener)
+    first = run_benchmark([task], find_entrants(["msma"]), folder, listener=listener)
     assert scored == ["msma", "preparing", "msma learns", "msma"]
     [record] = first
     assert (record["n_in"], record["n_out"], record["skipped"]) == (9, 7, 2)
@@ -53,15 +54,17 @@ def test_a_rerun_scores_nothing_and_gives_the_same_table(
         raise AssertionError("nothing is left to score")
 
     monkeypatch.setattr(MSMA, "answers", never)
-    assert run_benchmark([task], ["msma"], folder) == first
+    assert run_benchmark([task], find_entrants(["msma"]), folder) == first
 
 
 def test_a_further_method_adds_its_own_cells_only(task: Task, tmp_path: Path) -> None:
     scored: list[str] = []
     listener = Listener(on_cell=lambda method, source, images: scored.append(method))
-    run_benchmark([task], ["msma"], tmp_path / "b", listener=listener)
+    run_benchmark([task], find_entrants(["msma"]), tmp_path / "b", listener=listener)
     scored.clear()
-    records = run_benchmark([task], ["msma", "lmd-quick"], tmp_path / "b", listener=listener)
+    records = run_benchmark(
+        [task], find_entrants(["msma", "lmd-quick"]), tmp_path / "b", listener=listener
+    )
     assert scored == ["lmd-quick", "lmd-quick learns", "lmd-quick"]
     assert [r["method"] for r in records] == ["msma", "lmd-quick"]
     assert len(list((tmp_path / "b" / "cells").iterdir())) == 4
@@ -70,7 +73,7 @@ def test_a_further_method_adds_its_own_cells_only(task: Task, tmp_path: Path) ->
 def test_seeds_are_cells_of_their_own_and_the_table_gives_their_spread(
     task: Task, tmp_path: Path
 ) -> None:
-    records = run_benchmark([task], ["lmd-quick"], tmp_path / "b", seeds=[0, 1])
+    records = run_benchmark([task], find_entrants(["lmd-quick"]), tmp_path / "b", seeds=[0, 1])
     assert [r["seed"] for r in records] == [0, 1]
     assert len(list((tmp_path / "b" / "cells").iterdir())) == 4
     heading, row = table_rows(records)
@@ -96,12 +99,12 @@ def test_the_tables_are_written_as_parquet_markdown_and_latex(tmp_path: Path) ->
 
 def test_bad_requests_are_named(task: Task, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"'svm': need some of lmd, lmd-quick"):
-        run_benchmark([task], ["svm"], tmp_path)
-    run_benchmark([task], ["msma"], tmp_path / "b")
+        find_entrants(["svm"])
+    run_benchmark([task], find_entrants(["msma"]), tmp_path / "b")
     for cell in (tmp_path / "b" / "cells").iterdir():
         cell.write_bytes(cell.read_bytes()[:40])
     with pytest.raises(ModelError, match=r"is damaged .* delete it and run again"):
-        run_benchmark([task], ["msma"], tmp_path / "b")
+        run_benchmark([task], find_entrants(["msma"]), tmp_path / "b")
     path = tmp_path / "images.u8"
     path.write_bytes(pixels(4).numpy().tobytes())
     with pytest.raises(ModelError, match="does not say which images"):

@@ -27,6 +27,7 @@ from liftmap.baselines.likelihood import InputComplexity, Likelihood
 from liftmap.baselines.likelihood_regret import LikelihoodRegret
 from liftmap.baselines.mahalanobis import Mahalanobis
 from liftmap.baselines.msma import MSMA
+from liftmap.baselines.on_diffusion import OnDiffusion
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
 from liftmap.errors import CalibrationError, ImageError, ModelError, SettingsError
@@ -35,36 +36,72 @@ from liftmap.files import atomic_path
 from liftmap.images.prepare import Preparation
 from liftmap.images.sources import Source
 from liftmap.images.store import PreparedImages, store_source
-from liftmap.method import find_method
+from liftmap.method import Method, find_method
 from liftmap.scorer import Scorer, preparation_of
 
-Make = Callable[[Checkpoint, int], Scorer]
+
+@dataclass(frozen=True)
+class Entrant:
+    """A method that takes part.
+
+    key: tells its settings from any other's. make: from a trained diffusion model and a seed.
+    """
+
+    key: str
+    make: Callable[[Checkpoint, int], Scorer]
 
 
-def _lmd(method: str) -> Make:
-    return lambda checkpoint, seed: Detector(
-        checkpoint, method=replace(find_method(method), seed=seed)
+def lmd(method: Method) -> Entrant:
+    """Lift, Map, Detect by a method."""
+    return Entrant(
+        f"lmd-{method.key}",
+        lambda checkpoint, seed: Detector(checkpoint, method=replace(method, seed=seed)),
     )
 
 
-# by name: how to make it from a diffusion model and a seed
-ENTRANTS: dict[str, Make] = {
-    "lmd": _lmd("fast"),
-    "lmd-quick": _lmd("quick"),
-    "lmd-paper": _lmd("paper"),
-    "likelihood": lambda checkpoint, seed: Likelihood(checkpoint, seed=seed),
-    "input-complexity": lambda checkpoint, seed: InputComplexity(checkpoint, seed=seed),
-    "likelihood-regret": lambda checkpoint, seed: LikelihoodRegret(
-        preparation_of(checkpoint), seed=seed
+def _on_diffusion(kind: type[OnDiffusion], *, seeded: bool = True) -> Entrant:
+    return Entrant(
+        kind.__name__,
+        lambda checkpoint, seed: kind(checkpoint, **({"seed": seed} if seeded else {})),
+    )
+
+
+def _trained(kind: Callable[..., Scorer]) -> Entrant:
+    return Entrant(
+        kind.__name__,
+        lambda checkpoint, seed: kind(preparation_of(checkpoint), seed=seed),
+    )
+
+
+ENTRANTS: dict[str, Entrant] = {
+    "lmd": lmd(find_method("fast")),
+    "lmd-quick": lmd(find_method("quick")),
+    "lmd-paper": lmd(find_method("paper")),
+    "likelihood": _on_diffusion(Likelihood),
+    "input-complexity": _on_diffusion(InputComplexity),
+    "likelihood-regret": _trained(LikelihoodRegret),
+    "mahalanobis": Entrant(
+        "Mahalanobis", lambda checkpoint, seed: Mahalanobis(preparation_of(checkpoint))
     ),
-    "anogan": lambda checkpoint, seed: AnoGAN(preparation_of(checkpoint), seed=seed),
-    "ae-mse": lambda checkpoint, seed: AEMSE(preparation_of(checkpoint), seed=seed),
-    "ae-mh": lambda checkpoint, seed: AEMH(preparation_of(checkpoint), seed=seed),
-    "mahalanobis": lambda checkpoint, seed: Mahalanobis(preparation_of(checkpoint)),
-    "msma": lambda checkpoint, seed: MSMA(checkpoint),
-    "diffpath": lambda checkpoint, seed: DiffPath(checkpoint),
-    "ddpm-ood": lambda checkpoint, seed: DDPMOOD(checkpoint, seed=seed),
+    "ae-mse": _trained(AEMSE),
+    "ae-mh": _trained(AEMH),
+    "anogan": _trained(AnoGAN),
+    "msma": _on_diffusion(MSMA, seeded=False),
+    "diffpath": _on_diffusion(DiffPath, seeded=False),
+    "ddpm-ood": _on_diffusion(DDPMOOD),
 }
+
+
+def find_entrants(names: list[str]) -> dict[str, Entrant]:
+    """The methods of those names.
+
+    Raises:
+        SettingsError: no such method; the message lists them.
+    """
+    unknown = [name for name in names if name not in ENTRANTS]
+    if unknown:
+        raise SettingsError(f"method {unknown[0]!r}: need some of {', '.join(ENTRANTS)}")
+    return {name: ENTRANTS[name] for name in names}
 
 
 @dataclass(frozen=True)
@@ -100,7 +137,7 @@ class Listener:
 
 def run_benchmark(
     tasks: list[Task],
-    methods: list[str],
+    entrants: dict[str, Entrant],
     folder: Path,
     *,
     seeds: list[int] | None = None,
@@ -108,51 +145,54 @@ def run_benchmark(
 ) -> list[dict[str, Any]]:
     """A record a method, pair and seed: AUROC, FPR95 with intervals, images/s, evaluations.
 
+    Args:
+        entrants: by the names that the records and the table give them.
+
     Raises:
-        SettingsError: no such method; the message lists them.
         ModelError: a model that does not say which of its images were held out.
     """
     listener, seeds = listener or Listener(), seeds or [0]
-    unknown = [name for name in methods if name not in ENTRANTS]
-    if unknown:
-        raise SettingsError(f"method {unknown[0]!r}: need some of {', '.join(ENTRANTS)}")
     records = []
     for task in tasks:
-        for method in methods:
+        for name, entrant in entrants.items():
             for seed in seeds:
-                entrant = _Entrant(task, method, seed, folder, listener)
-                inside = entrant.cell(task.inside)
+                row = _Row(task, name, entrant, seed, folder, listener)
+                inside = row.cell(task.inside)
                 for other in task.outside:
-                    records.append(
-                        _record(task, method, seed, other.name, inside, entrant.cell(other))
-                    )
+                    records.append(_record(task, name, seed, other.name, inside, row.cell(other)))
     return records
 
 
-class _Entrant:
+class _Row:
     """A method on a task's model; made, and taught, only if a cell of it is missing."""
 
     def __init__(
-        self, task: Task, method: str, seed: int, folder: Path, listener: Listener
+        self,
+        task: Task,
+        name: str,
+        entrant: Entrant,
+        seed: int,
+        folder: Path,
+        listener: Listener,
     ) -> None:
-        self.task, self.method, self.seed = task, method, seed
+        self.task, self.name, self.entrant, self.seed = task, name, entrant, seed
         self.folder, self.listener = folder, listener
         self._scorer: Scorer | None = None
 
     def cell(self, source: Source) -> Cell:
         """Its scores of a source, from the file if there is one."""
-        path = self.folder / "cells" / f"{self.method}-{self._key(source)}.parquet"
+        path = self.folder / "cells" / f"{self._key(source)}.parquet"
         if not path.exists():
-            self.listener.on_cell(self.method, source.name, source.count())
+            self.listener.on_cell(self.name, source.name, source.count())
             _write_cell(self._score(source), path, source.name)
         return _read_cell(path)
 
     def _key(self, source: Source) -> str:
         determines = [
             liftmap.__version__,
-            self.method,
+            self.entrant.key,
             self.seed,
-            load_checkpoint(self.task.model).weights_key,
+            _model_key(self.task.model),
             _data_key(self.task.train),
             _data_key(source),
         ]
@@ -180,7 +220,7 @@ class _Entrant:
     def scorer(self) -> Scorer:
         """The method, ready to score."""
         if self._scorer is None:
-            self._scorer = ENTRANTS[self.method](load_checkpoint(self.task.model), self.seed)
+            self._scorer = self.entrant.make(load_checkpoint(self.task.model), self.seed)
             self._teach(self._scorer)
         return self._scorer
 
@@ -193,7 +233,7 @@ class _Entrant:
         except CalibrationError:
             pass
         train, held_out = training_split(self._prepared(p), load_checkpoint(self.task.model))
-        self.listener.on_cell(f"{self.method} learns", self.task.train.name, len(train))
+        self.listener.on_cell(f"{self.name} learns", self.task.train.name, len(train))
         scorer.learn(train, held_out, on_batch=self._on_batch())
 
     def _prepared(self, preparation: Preparation) -> PreparedImages:
@@ -242,6 +282,13 @@ def _data_key(source: Source) -> list[Any]:
     about = file.stat() if file.is_file() else None
     age = [about.st_size, about.st_mtime_ns] if about else []
     return [source.name, source.count(), *age]
+
+
+def _model_key(model: str) -> list[str]:
+    """What tells a model from others: its weights, and what its folder says, calibrations too."""
+    checkpoint = load_checkpoint(model)
+    about = json.dumps(checkpoint.about, sort_keys=True)
+    return [checkpoint.weights_key, hashlib.sha256(about.encode()).hexdigest()]
 
 
 def _write_cell(cell: Cell, path: Path, source: str) -> None:
@@ -297,15 +344,20 @@ def write_benchmark(records: list[dict[str, Any]], folder: Path) -> None:
     with atomic_path(folder / "benchmark.parquet") as path:
         pq.write_table(pa.Table.from_pylist(records), path)
     rows = list(table_rows(records))
-    with atomic_path(folder / "benchmark.md") as path:
-        lines = [f"| {' | '.join(row)} |" for row in rows]
-        lines.insert(1, "|---" * len(rows[0]) + "|")
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_rows(rows, folder / "benchmark.md")
     with atomic_path(folder / "benchmark.tex") as path:
         body = [" & ".join(_tex(cell) for cell in row) + r" \\" for row in rows]
         inside = [r"\hline", body[0], r"\hline", *body[1:], r"\hline"]
         head, tail = rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\end{tabular}"
         path.write_text("\n".join([head, *inside, tail]) + "\n", encoding="utf-8")
+
+
+def write_rows(rows: list[list[str]], path: Path) -> None:
+    """Write rows, the first of them the heading, as a Markdown table."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, "|---" * len(rows[0]) + "|")
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def table_rows(records: list[dict[str, Any]]) -> Iterator[list[str]]:

@@ -1,0 +1,267 @@
+"""The paper's tables as declarations: who is compared with whom, and what was published.
+
+Liu, Zhou & Weinberger 2024, Tables 1 to 4; AUROC over full test splits. `liftmap reproduce` runs a
+table on the models and data at hand and sets each value beside the published one.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from liftmap.diffusion.checkpoints import load_checkpoint
+from liftmap.errors import LiftmapError, SettingsError
+from liftmap.evaluation.benchmark import ENTRANTS, Entrant, Task, lmd
+from liftmap.images.sources import Source
+from liftmap.masks import MaskSettings
+from liftmap.method import Method, find_method
+
+Pair = tuple[str, str]
+
+C10, C100, SVHN = "CIFAR10", "CIFAR100", "SVHN"
+MNIST, KMNIST, FASHION = "MNIST", "KMNIST", "FashionMNIST"
+PAIRS: tuple[Pair, ...] = (
+    (C10, C100), (C10, SVHN), (C100, C10), (C100, SVHN), (SVHN, C10), (SVHN, C100),
+    (MNIST, KMNIST), (MNIST, FASHION), (KMNIST, MNIST), (KMNIST, FASHION),
+    (FASHION, MNIST), (FASHION, KMNIST),
+)  # fmt: skip
+# what a data set's model is called, below the folder of models
+MODELS = {
+    C10: "cifar10", C100: "cifar100", SVHN: "svhn",
+    MNIST: "mnist", KMNIST: "kmnist", FASHION: "fashion-mnist",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A table of the paper.
+
+    published: AUROC by the paper's name of the column, one value a pair of `pairs`.
+    entrants: from the base method, what fills each column; columns that we can't fill are left out.
+    """
+
+    title: str
+    pairs: tuple[Pair, ...]
+    published: dict[str, tuple[float, ...]]
+    entrants: Callable[[Method], dict[str, Entrant]]
+
+
+def _by_lpips(base: Method) -> Method:
+    """The base method as the paper's ablations have it: LPIPS, all attempts."""
+    return replace(base, distance="lpips", early_stop=None)
+
+
+def _methods(base: Method) -> dict[str, Entrant]:
+    return {
+        "Likelihood": ENTRANTS["likelihood"],
+        "IC": ENTRANTS["input-complexity"],
+        "LR": ENTRANTS["likelihood-regret"],
+        "Pretrained": ENTRANTS["mahalanobis"],
+        "AE-MSE": ENTRANTS["ae-mse"],
+        "AE-MH": ENTRANTS["ae-mh"],
+        "AnoGAN": ENTRANTS["anogan"],
+        "LMD": lmd(base),
+    }
+
+
+def _masks(base: Method) -> dict[str, Entrant]:
+    masks = {
+        "checkerboard 4x4": MaskSettings("checkerboard", cells=4),
+        "checkerboard 8x8": MaskSettings("checkerboard", cells=8),
+        "checkerboard 16x16": MaskSettings("checkerboard", cells=16),
+        "fixed checkerboard 8x8": MaskSettings("fixed-checkerboard", cells=8),
+        "centre": MaskSettings("centre"),
+        "random patches": MaskSettings("random-patches"),
+    }
+    return {name: lmd(replace(_by_lpips(base), mask=mask)) for name, mask in masks.items()}
+
+
+def _distances(base: Method) -> dict[str, Entrant]:
+    names = {"MSE": "mse", "SSIM": "ssim", "LPIPS": "lpips"}
+    return {name: lmd(replace(_by_lpips(base), distance=kind)) for name, kind in names.items()}
+
+
+def _lifts(base: Method) -> dict[str, Entrant]:
+    starts = {"denoising t=250": 0.25, "denoising t=500": 0.5, "denoising t=750": 0.75}
+    plain = _by_lpips(base)
+    lifted = {name: lmd(replace(plain, start=start)) for name, start in starts.items()}
+    return lifted | {"inpainting": lmd(plain)}
+
+
+ARTEFACTS: dict[str, Artefact] = {
+    "table1": Artefact(
+        "LMD and the baselines",
+        PAIRS,
+        {
+            "Likelihood": (
+                0.520, 0.180, 0.495, 0.193, 0.974, 0.970, 0.948, 0.997, 0.152, 0.833, 0.172, 0.542,
+            ),
+            "IC": (
+                0.568, 0.870, 0.468, 0.792, 0.973, 0.976, 0.903, 1.000, 0.951, 0.999, 0.912, 0.584,
+            ),
+            "LR": (
+                0.546, 0.904, 0.484, 0.896, 0.805, 0.821, 0.999, 0.999, 0.431, 0.557, 0.971, 0.994,
+            ),
+            "Pretrained": (
+                0.806, 0.888, 0.543, 0.776, 0.999, 0.999, 0.887, 0.999, 0.582, 0.993, 0.647, 0.730,
+            ),
+            "AE-MSE": (
+                0.510, 0.025, 0.509, 0.027, 0.981, 0.980, 0.999, 1.000, 0.102, 0.896, 0.804, 0.976,
+            ),
+            "AE-MH": (
+                0.488, 0.073, 0.486, 0.122, 0.966, 0.966, 1.000, 1.000, 0.217, 0.868, 0.969, 0.996,
+            ),
+            "AnoGAN": (
+                0.518, 0.120, 0.510, 0.131, 0.967, 0.962, 0.933, 0.992, 0.317, 0.701, 0.835, 0.912,
+            ),
+            "LMD": (
+                0.607, 0.992, 0.568, 0.985, 0.914, 0.876, 0.984, 0.999, 0.978, 0.993, 0.992, 0.990,
+            ),
+        },
+        _methods,
+    ),
+    "table2": Artefact(
+        "masks",
+        ((C10, C100), (C10, SVHN), (MNIST, KMNIST)),
+        {
+            "checkerboard 4x4": (0.594, 0.987, 0.923),
+            "checkerboard 8x8": (0.607, 0.992, 0.984),
+            "checkerboard 16x16": (0.597, 0.981, 0.997),
+            "fixed checkerboard 8x8": (0.601, 0.990, 0.974),
+            "centre": (0.570, 0.978, 0.479),
+            "random patches": (0.591, 0.990, 0.912),
+        },
+        _masks,
+    ),
+    "table3": Artefact(
+        "reconstruction distances",
+        PAIRS,
+        {
+            "MSE": (
+                0.548, 0.155, 0.549, 0.157, 0.987, 0.979, 0.998, 0.995, 0.835, 0.802, 0.993, 0.998,
+            ),
+            "SSIM": (
+                0.624, 0.329, 0.551, 0.258, 0.998, 0.995, 0.997, 0.999, 0.922, 0.979, 0.960, 0.988,
+            ),
+            "LPIPS": (
+                0.607, 0.992, 0.568, 0.985, 0.914, 0.876, 0.984, 0.999, 0.978, 0.993, 0.992, 0.990,
+            ),
+            "SimCLRv2": (
+                0.713, 0.970, 0.523, 0.924, 0.933, 0.928, 0.983, 0.999, 0.920, 0.995, 0.961, 0.977,
+            ),
+        },
+        _distances,
+    ),
+    "table4": Artefact(
+        "diffusion and denoising against masking and inpainting",
+        PAIRS,
+        {
+            "denoising t=250": (
+                0.583, 0.967, 0.568, 0.949, 0.861, 0.847, 0.956, 0.998, 0.645, 0.998, 0.428, 0.567,
+            ),
+            "denoising t=500": (
+                0.600, 0.976, 0.524, 0.957, 0.966, 0.949, 0.993, 0.998, 0.972, 0.994, 0.941, 0.943,
+            ),
+            "denoising t=750": (
+                0.589, 0.954, 0.436, 0.904, 0.957, 0.957, 0.715, 0.927, 0.721, 0.943, 0.876, 0.862,
+            ),
+            "inpainting": (
+                0.607, 0.992, 0.568, 0.985, 0.914, 0.876, 0.984, 0.999, 0.978, 0.993, 0.992, 0.990,
+            ),
+        },
+        _lifts,
+    ),
+}  # fmt: skip
+
+
+def find_artefact(name: str) -> Artefact:
+    """The paper's table of that name.
+
+    Raises:
+        SettingsError: no such table; the message lists them.
+    """
+    if name not in ARTEFACTS:
+        raise SettingsError(f"{name!r}: need one of {', '.join(ARTEFACTS)}")
+    return ARTEFACTS[name]
+
+
+def entrants_of(artefact: Artefact, method: str) -> dict[str, Entrant]:
+    """What fills each column, on the named base method."""
+    return artefact.entrants(find_method(method))
+
+
+def published(artefact: Artefact, column: str, pair: Pair) -> float | None:
+    """The paper's AUROC, if it has one."""
+    values = artefact.published.get(column)
+    return None if values is None else values[artefact.pairs.index(pair)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a table can be run: tasks, the sources' names by pair, and why pairs are missing."""
+
+    tasks: list[Task]
+    pairs: dict[Pair, tuple[str, str]]
+    missing: dict[Pair, str]
+
+
+def plan(artefact: Artefact, models: Path, find_source: Callable[[str, str], Source]) -> Plan:
+    """Match a table's pairs with the models and data that there are.
+
+    Args:
+        models: a folder with a model for each data set, named as in MODELS; what is packaged serves
+            where none is.
+        find_source: from a data set's name and "train" or "test" to its images; raises
+            LiftmapError if there are none.
+
+    Raises:
+        SettingsError: nothing of the table can be run; the message says what is missing.
+    """
+    made = Plan([], {}, {})
+    for inside in dict.fromkeys(pair[0] for pair in artefact.pairs):
+        others = {pair: pair[1] for pair in artefact.pairs if pair[0] == inside}
+        try:
+            folder = models / MODELS[inside]
+            model = str(folder) if folder.is_dir() else MODELS[inside]
+            load_checkpoint(model)
+            train, test = find_source(inside, "train"), find_source(inside, "test")
+        except LiftmapError as error:
+            made.missing.update(dict.fromkeys(others, str(error)))
+            continue
+        outside = []
+        for pair, name in others.items():
+            try:
+                outside.append(find_source(name, "test"))
+                made.pairs[pair] = (test.name, outside[-1].name)
+            except LiftmapError as error:
+                made.missing[pair] = str(error)
+        if outside:
+            made.tasks.append(Task(model, train, test, outside))
+    if not made.tasks:
+        reasons = "; ".join(dict.fromkeys(made.missing.values()))
+        raise SettingsError(f"nothing of this table can be run: {reasons}")
+    return made
+
+
+def beside_the_paper(
+    artefact: Artefact, records: list[dict[str, Any]], pairs: dict[Pair, tuple[str, str]]
+) -> Iterator[list[str]]:
+    """A heading, then a row a pair: each column's AUROC and, in brackets, its difference.
+
+    Args:
+        records: of `run_benchmark`, whose methods are the columns' names.
+        pairs: the names of the sources that stood for each pair of data sets.
+    """
+    columns = list(dict.fromkeys(r["method"] for r in records))
+    yield ["pair", "images", *columns]
+    for pair, (inside, outside) in pairs.items():
+        cells, images = [], ""
+        for column in columns:
+            [record] = [
+                r for r in records if (r["method"], r["in"], r["out"]) == (column, inside, outside)
+            ]
+            images = f"{record['n_in']} + {record['n_out']}"
+            paper = published(artefact, column, pair)
+            apart = "" if paper is None else f" ({record['auroc'] - paper:+.3f})"
+            cells.append(f"{record['auroc']:.3f}{apart}")
+        yield [f"{pair[0]} > {pair[1]}", images, *cells]

@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import calibrated_model, save_images
+
+from liftmap.errors import SettingsError, SourceError
+from liftmap.evaluation.paper import (
+    ARTEFACTS,
+    PAIRS,
+    beside_the_paper,
+    entrants_of,
+    find_artefact,
+    plan,
+    published,
+)
+from liftmap.images.sources import Source, open_source
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "average"),
+    [
+        ("table1", "Likelihood", 0.581), ("table1", "IC", 0.833), ("table1", "LR", 0.783),
+        ("table1", "Pretrained", 0.821), ("table1", "AE-MSE", 0.651), ("table1", "AE-MH", 0.679),
+        ("table1", "AnoGAN", 0.658), ("table1", "LMD", 0.907), ("table3", "MSE", 0.750),
+        ("table3", "SSIM", 0.800), ("table3", "SimCLRv2", 0.902),
+        ("table4", "denoising t=250", 0.781), ("table4", "denoising t=500", 0.901),
+        ("table4", "denoising t=750", 0.820), ("table4", "inpainting", 0.907),
+    ],
+)  # fmt: skip
+def test_the_columns_average_to_what_the_paper_prints(
+    table: str, column: str, average: float
+) -> None:
+    """A slip in one of the hundred values would show in its column's printed average."""
+    assert np.mean(ARTEFACTS[table].published[column]) == pytest.approx(average, abs=1e-3)
+
+
+def test_every_table_has_a_value_a_pair_and_an_entrant_for_all_but_simclr() -> None:
+    for artefact in ARTEFACTS.values():
+        assert {len(values) for values in artefact.published.values()} == {len(artefact.pairs)}
+        assert set(artefact.published) - set(entrants_of(artefact, "paper")) <= {"SimCLRv2"}
+        keys = [entrant.key for entrant in entrants_of(artefact, "fast").values()]
+        assert len(set(keys)) == len(keys), "each column is another method"
+    assert len(PAIRS) == 12
+    assert published(ARTEFACTS["table1"], "LMD", ("CIFAR10", "SVHN")) == 0.992
+    with pytest.raises(SettingsError, match="'table9': need one of table1, table2"):
+        find_artefact("table9")
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    calibrated_model(tmp_path / "models" / "mnist")
+    return tmp_path / "models"
+
+
+def test_pairs_without_model_or_data_are_left_out_with_the_reason(
+    models: Path, tmp_path: Path
+) -> None:
+    images = save_images(tmp_path / "images", 4)
+
+    def find(name: str, split: str) -> Source:
+        if name == "KMNIST":
+            raise SourceError("KMNIST is not here")
+        return open_source(images)
+
+    made = plan(ARTEFACTS["table1"], models, find)
+    assert set(made.pairs) == {("MNIST", "FashionMNIST"), ("FashionMNIST", "MNIST")}
+    assert made.missing["MNIST", "KMNIST"] == "KMNIST is not here"
+    assert "no such folder" in made.missing["CIFAR10", "SVHN"]
+    assert [Path(task.model).name for task in made.tasks] == ["mnist", "fashion-mnist"]
+
+    def nothing(name: str, split: str) -> Source:
+        raise SourceError("no data")
+
+    with pytest.raises(SettingsError, match="nothing of this table can be run"):
+        plan(ARTEFACTS["table1"], models, nothing)
+
+
+def test_values_stand_beside_the_published_ones() -> None:
+    record = {"in": "m", "out": "k", "n_in": 5, "n_out": 6}
+    records = [record | {"method": "LMD", "auroc": 0.95}, record | {"method": "new", "auroc": 0.5}]
+    rows = list(beside_the_paper(ARTEFACTS["table1"], records, {("MNIST", "KMNIST"): ("m", "k")}))
+    assert rows == [
+        ["pair", "images", "LMD", "new"],
+        ["MNIST > KMNIST", "5 + 6", "0.950 (-0.034)", "0.500"],
+    ]
