@@ -23,6 +23,7 @@ from validation import SHIFTS, write_validation
 from liftmap.aggregate import PAIR, Scales, aggregate, rule_rows, until_settled
 from liftmap.detector import Detector
 from liftmap.evaluation.metrics import auroc, paired_auroc_difference
+from liftmap.method import METHODS
 
 
 class Sides(NamedTuple):
@@ -170,9 +171,9 @@ def main() -> None:
     many = sides(asked.samplers, asked.many, asked.others)
     print("\n".join(table(many, asked.attempts, asked.distances)))
     if asked.early_stop:
-        most, last = [n for n in asked.attempts if n > PAIR], asked.distances[-1]
-        print(f"\nstopping early after a pair of attempts, {last}")
-        print("\n".join(early_stops(many, most, last, asked.early_stop)))
+        most, distance = [n for n in asked.attempts if n > PAIR], METHODS["fast"].distance
+        print(f"\nstopping early after a pair of attempts, {distance}")
+        print("\n".join(early_stops(many, most, distance, asked.early_stop)))
     if asked.few:
         few = sides(["paper", "reference"], asked.few, [])
         paper, reference = (np.concatenate(scored(few[n], 10, "lpips")[:2]) for n in few)
