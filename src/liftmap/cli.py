@@ -310,7 +310,9 @@ def benchmark(
 
 @app.command()
 def reproduce(
-    table: Annotated[str, typer.Argument(help="table1, table2, table3 or table4 of the paper.")],
+    what: Annotated[
+        str, typer.Argument(help="table1 to table4, figure4, figure8 or figure9 of the paper.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the table and all cells.")],
     models: Annotated[
         Path,
@@ -331,32 +333,50 @@ def reproduce(
     root: RootOption = None,
     download: DownloadOption = False,
 ) -> None:
-    """A table of the paper on your models and data, each value beside the published one."""
+    """A table of the paper on your models and data, beside the published values; or a figure."""
     from liftmap.evaluation.benchmark import run_benchmark, write_rows
-    from liftmap.evaluation.paper import beside_the_paper, entrants_of, find_artefact, plan
-    from liftmap.terminal import BenchmarkProgress, rows_table
+    from liftmap.evaluation.figures import FIGURES, draw_masks
+    from liftmap.evaluation.paper import ARTEFACTS, beside_the_paper, entrants_of, plan
+    from liftmap.method import find_method
+    from liftmap.terminal import BenchmarkProgress, ScoreProgress, rows_table
 
-    artefact, given = find_artefact(table), _sources(sources or [])
-    entrants = entrants_of(artefact, method)
-    if only:
-        unknown = [name for name in only if name not in entrants]
-        if unknown:
-            raise SettingsError(f"--only {unknown[0]}: need some of {', '.join(entrants)}")
-        entrants = {name: entrants[name] for name in only}
+    given = _sources(sources or [])
+    if what == "figure8":
+        console.print(f"written: {draw_masks(output)}")
+        return
+    if what not in ARTEFACTS | FIGURES:
+        known = ", ".join([*ARTEFACTS, *FIGURES, "figure8"])
+        raise SettingsError(f"{what!r}: need one of {known}")
 
     def find_source(name: str, split: str) -> "Source":
         spec = given.get((name, split), f"torchvision:{name}:{split}")
         return _open(spec, root, download, images if split == "test" else None)
 
-    planned = plan(artefact, models, find_source)
+    artefact = ARTEFACTS.get(what) or FIGURES[what]
+    planned = plan(artefact.pairs, models, find_source)
     for pair, reason in planned.missing.items():
         complaints.print(f"[yellow]left out[/] {' > '.join(pair)}: {escape(reason)}")
+    if what in FIGURES:
+        for task in planned.tasks:
+            made = FIGURES[what].draw(
+                task,
+                find_method(method),
+                output,
+                lambda source: ScoreProgress(complaints, source.count(), source.name),
+            )
+            console.print(f"written: {', '.join(map(str, made))}", soft_wrap=True)
+        return
+    entrants = entrants_of(ARTEFACTS[what], method)
+    unknown = [name for name in only or [] if name not in entrants]
+    if unknown:
+        raise SettingsError(f"--only {unknown[0]}: need some of {', '.join(entrants)}")
+    entrants = {name: entrants[name] for name in only or entrants}
     with BenchmarkProgress(complaints) as listener:
         records = run_benchmark(planned.tasks, entrants, output, listener=listener)
-    rows = list(beside_the_paper(artefact, records, planned.pairs))
-    write_rows(rows, output / f"{table}.md")
+    rows = list(beside_the_paper(ARTEFACTS[what], records, planned.pairs))
+    write_rows(rows, output / f"{what}.md")
     console.print(rows_table(rows, f"{artefact.title}: AUROC, and in brackets less the paper's"))
-    console.print(f"written: {output}/{table}.md")
+    console.print(f"written: {output}/{what}.md")
 
 
 @app.command()

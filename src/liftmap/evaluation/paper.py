@@ -64,16 +64,18 @@ def _methods(base: Method) -> dict[str, Entrant]:
     }
 
 
+PAPER_MASKS = {
+    "checkerboard 4x4": MaskSettings("checkerboard", cells=4),
+    "checkerboard 8x8": MaskSettings("checkerboard", cells=8),
+    "checkerboard 16x16": MaskSettings("checkerboard", cells=16),
+    "fixed checkerboard 8x8": MaskSettings("fixed-checkerboard", cells=8),
+    "centre": MaskSettings("centre"),
+    "random patches": MaskSettings("random-patches"),
+}
+
+
 def _masks(base: Method) -> dict[str, Entrant]:
-    masks = {
-        "checkerboard 4x4": MaskSettings("checkerboard", cells=4),
-        "checkerboard 8x8": MaskSettings("checkerboard", cells=8),
-        "checkerboard 16x16": MaskSettings("checkerboard", cells=16),
-        "fixed checkerboard 8x8": MaskSettings("fixed-checkerboard", cells=8),
-        "centre": MaskSettings("centre"),
-        "random patches": MaskSettings("random-patches"),
-    }
-    return {name: lmd(replace(_by_lpips(base), mask=mask)) for name, mask in masks.items()}
+    return {name: lmd(replace(_by_lpips(base), mask=m)) for name, m in PAPER_MASKS.items()}
 
 
 def _distances(base: Method) -> dict[str, Entrant]:
@@ -174,17 +176,6 @@ ARTEFACTS: dict[str, Artefact] = {
 }  # fmt: skip
 
 
-def find_artefact(name: str) -> Artefact:
-    """The paper's table of that name.
-
-    Raises:
-        SettingsError: no such table; the message lists them.
-    """
-    if name not in ARTEFACTS:
-        raise SettingsError(f"{name!r}: need one of {', '.join(ARTEFACTS)}")
-    return ARTEFACTS[name]
-
-
 def entrants_of(artefact: Artefact, method: str) -> dict[str, Entrant]:
     """What fills each column, on the named base method."""
     return artefact.entrants(find_method(method))
@@ -198,15 +189,15 @@ def published(artefact: Artefact, column: str, pair: Pair) -> float | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a table can be run: tasks, the sources' names by pair, and why pairs are missing."""
+    """Which pairs can be run: tasks, the sources' names by pair, and why pairs are missing."""
 
     tasks: list[Task]
     pairs: dict[Pair, tuple[str, str]]
     missing: dict[Pair, str]
 
 
-def plan(artefact: Artefact, models: Path, find_source: Callable[[str, str], Source]) -> Plan:
-    """Match a table's pairs with the models and data that there are.
+def plan(wanted: tuple[Pair, ...], models: Path, find_source: Callable[[str, str], Source]) -> Plan:
+    """Match pairs of data sets with the models and data that there are.
 
     Args:
         models: a folder with a model for each data set, named as in MODELS; what is packaged serves
@@ -215,11 +206,11 @@ def plan(artefact: Artefact, models: Path, find_source: Callable[[str, str], Sou
             LiftmapError if there are none.
 
     Raises:
-        SettingsError: nothing of the table can be run; the message says what is missing.
+        SettingsError: none of the pairs can be run; the message says what is missing.
     """
     made = Plan([], {}, {})
-    for inside in dict.fromkeys(pair[0] for pair in artefact.pairs):
-        others = {pair: pair[1] for pair in artefact.pairs if pair[0] == inside}
+    for inside in dict.fromkeys(pair[0] for pair in wanted):
+        others = {pair: pair[1] for pair in wanted if pair[0] == inside}
         try:
             folder = models / MODELS[inside]
             model = str(folder) if folder.is_dir() else MODELS[inside]
@@ -239,7 +230,7 @@ def plan(artefact: Artefact, models: Path, find_source: Callable[[str, str], Sou
             made.tasks.append(Task(model, train, test, outside))
     if not made.tasks:
         reasons = "; ".join(dict.fromkeys(made.missing.values()))
-        raise SettingsError(f"nothing of this table can be run: {reasons}")
+        raise SettingsError(f"none of these pairs can be run: {reasons}")
     return made
 
 

@@ -1,0 +1,158 @@
+"""The paper's figures that models and data at hand can draw: masks, examples, numbers of attempts.
+
+Liu, Zhou & Weinberger 2024, Figures 4, 8 and 9. `liftmap reproduce figure9` and its like.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from liftmap.aggregate import aggregate
+from liftmap.detector import Detector
+from liftmap.engines.local import Summary, score_source
+from liftmap.engines.tables import read_distances
+from liftmap.errors import ImageError
+from liftmap.evaluation.benchmark import Task
+from liftmap.evaluation.metrics import auroc
+from liftmap.evaluation.paper import KMNIST, MNIST, PAIRS, PAPER_MASKS, Pair
+from liftmap.explanation import draw_explanations
+from liftmap.files import atomic_path
+from liftmap.images.sources import Source
+from liftmap.masks import hidden_masks
+from liftmap.method import Method
+
+KINDS = ("lpips", "mse", "ssim")
+ATTEMPTS = 10
+SHOWN = 4  # images of each side in a picture of examples
+
+# a progress bar over a source's images, as a context that gives `score_source` its callback
+Watch = Callable[[Source], AbstractContextManager[Callable[[Summary], None]]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the paper; `draw` makes the files of one in-domain set's task."""
+
+    title: str
+    pairs: tuple[Pair, ...]
+    draw: Callable[[Task, Method, Path, Watch], list[Path]]
+
+
+def draw_masks(folder: Path, side: int = 32) -> Path:
+    """Figure 8: the six masks of Table 2, hidden pixels dark, each at its first two attempts."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(1.4 * len(PAPER_MASKS), 3.1), layout="constrained")
+    axes = canvas.subplots(2, len(PAPER_MASKS), squeeze=False)
+    for column, (name, settings) in enumerate(PAPER_MASKS.items()):
+        masks = hidden_masks(settings, side, side, 2)
+        for row in range(2):
+            axes[row][column].imshow(~masks[row, 0], cmap="gray", vmin=0, vmax=1)
+            axes[row][column].set(xticks=[], yticks=[])
+        axes[0][column].set_title(name.replace(" ", "\n"), fontsize=7)
+    for row in range(2):
+        axes[row][0].set_ylabel(f"attempt {row}", fontsize=7)
+    path = folder / "figure8.png"
+    with atomic_path(path) as temporary:
+        canvas.savefig(temporary, dpi=110, format="png")
+    return path
+
+
+def draw_examples(task: Task, method: Method, folder: Path, watch: Watch) -> list[Path]:
+    """Figure 4: originals, masked images and redraws of in-domain and other images."""
+    detector = Detector.from_pretrained(task.model, method=_uncalibrated(method))
+    made = []
+    for other in task.outside:
+        explanations, titles = [], []
+        for source in (task.inside, other):
+            for image in islice(_readable(source), SHOWN):
+                explanations.append(detector.explain(image))
+                titles.append(f"{_short(source)}\n{explanations[-1].score:.3f}")
+        path = folder / f"figure4-{_short(task.inside)}-{_short(other)}.png"
+        draw_explanations(explanations, path, titles=titles)
+        made.append(path)
+    return made
+
+
+def draw_attempts(task: Task, method: Method, folder: Path, watch: Watch) -> list[Path]:
+    """Figure 9: AUROC against the number of attempts, a line a distance."""
+    from matplotlib.figure import Figure as Canvas
+
+    every = replace(_uncalibrated(method), attempts=ATTEMPTS, distance="+".join(KINDS))
+    detector = Detector.from_pretrained(task.model, method=every)
+    inside, made = _distances(detector, task.inside, folder, watch), []
+    for other in task.outside:
+        curves = attempts_curves(inside, _distances(detector, other, folder, watch))
+        canvas = Canvas(figsize=(4.6, 3.4), layout="constrained")
+        axis = canvas.subplots()
+        for kind, curve in zip(KINDS, curves, strict=True):
+            axis.plot(range(1, ATTEMPTS + 1), curve, marker="o", label=kind)
+        axis.set(xlabel="attempts an image", ylabel="AUROC")
+        axis.set_title(f"{_short(task.inside)} > {_short(other)}", fontsize=9)
+        axis.grid(alpha=0.3)
+        axis.legend()
+        path = folder / f"figure9-{_short(task.inside)}-{_short(other)}.png"
+        with atomic_path(path) as temporary:
+            canvas.savefig(temporary, dpi=110, format="png")
+        made.append(path)
+    return made
+
+
+def attempts_curves(
+    inside: Float[np.ndarray, "n attempts kinds"], outside: Float[np.ndarray, "m attempts kinds"]
+) -> Float[np.ndarray, "kinds attempts"]:
+    """AUROC of the median of the first 1, 2, ... attempts, for each distance."""
+
+    def scores(distances: np.ndarray, kind: int, count: int) -> np.ndarray:
+        attempts: Tensor = torch.from_numpy(distances[:, :count, kind])
+        return aggregate(attempts).double().numpy()
+
+    counts, kinds = range(1, inside.shape[1] + 1), range(inside.shape[2])
+    return np.array([
+        [auroc(scores(inside, kind, count), scores(outside, kind, count)) for count in counts]
+        for kind in kinds
+    ])  # fmt: skip
+
+
+FIGURES: dict[str, Figure] = {
+    "figure4": Figure("examples", PAIRS, draw_examples),
+    "figure9": Figure("number of attempts", ((MNIST, KMNIST), (KMNIST, MNIST)), draw_attempts),
+}
+
+
+def _uncalibrated(method: Method) -> Method:
+    """The method with the paper's single distance, which needs no calibration."""
+    return replace(method, distance="lpips", early_stop=None)
+
+
+def _distances(detector: Detector, source: Source, folder: Path, watch: Watch) -> np.ndarray:
+    """(n, attempts, kinds) of a source's images; from an earlier run's table if there is one."""
+    key = f"{detector.checkpoint.weights_key[:8]}-{detector.method.key[:8]}-{source.count()}"
+    table = folder / "distances" / f"{_short(source)}-{key}.parquet"
+    if not table.exists():
+        with watch(source) as on_batch:
+            score_source(detector, source, table, to="distances", on_batch=on_batch)
+    return read_distances(table)[1]
+
+
+def _readable(source: Source) -> Iterator[Image.Image]:
+    """The source's images, without those that can't be read."""
+    for entry in source:
+        try:
+            yield entry.load()
+        except ImageError:
+            continue
+
+
+def _short(source: Source) -> str:
+    """The source's name as part of a file name."""
+    tail = "-".join(source.name.rstrip("/").split("/")[-2:])
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in tail).strip("-")

@@ -1,0 +1,75 @@
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import calibrated_model, save_images, small_method
+
+from liftmap.engines.local import Summary
+from liftmap.evaluation import figures
+from liftmap.evaluation.benchmark import Task
+from liftmap.evaluation.figures import FIGURES, attempts_curves, draw_masks
+from liftmap.evaluation.metrics import auroc
+from liftmap.images.sources import Source, open_source
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    model = calibrated_model(tmp_path / "model")
+    images = save_images(tmp_path / "images", 12)
+    (images / "001.png").write_text("no image")
+    inside, outside = open_source(f"{images}[0:6]"), open_source(f"{images}[6:12]")
+    return Task(str(model), inside, inside, [outside])
+
+
+OnBatch = Callable[[Summary], None]
+
+
+def unwatched(source: Source) -> AbstractContextManager[OnBatch]:
+    return nullcontext(lambda summary: None)
+
+
+def colours(path: Path) -> int:
+    with Image.open(path) as picture:
+        return len(set(picture.convert("RGB").getdata()))
+
+
+def test_the_curves_are_the_auroc_of_the_first_attempts_medians() -> None:
+    draw = np.random.default_rng(0)
+    inside = draw.normal(size=(30, 4, 2)).astype(np.float32)
+    outside = draw.normal(1.0, size=(20, 4, 2)).astype(np.float32)
+    curves = attempts_curves(inside, outside)
+    assert curves.shape == (2, 4)
+    for kind in range(2):
+        for count in range(1, 5):
+            sides = (np.median(x[:, :count, kind], axis=1).astype(float) for x in (inside, outside))
+            assert curves[kind, count - 1] == pytest.approx(auroc(*sides), abs=1e-6)
+
+
+def test_figure_9_is_drawn_once_measured_even_if_images_are_bad(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched: list[str] = []
+
+    def watch(source: Source) -> AbstractContextManager[OnBatch]:
+        watched.append(source.name)
+        return unwatched(source)
+
+    method = small_method(steps=1)
+    for _ in range(2):
+        [path] = FIGURES["figure9"].draw(task, method, tmp_path / "f", watch)
+    assert len(watched) == 2, "the second time the tables are there"
+    assert colours(path) > 20
+
+
+def test_figure_4_shows_images_of_both_sides(task: Task, tmp_path: Path) -> None:
+    [path] = FIGURES["figure4"].draw(task, small_method(steps=1), tmp_path / "f", unwatched)
+    assert path.name.startswith("figure4-")
+    assert colours(path) > 20
+
+
+def test_figure_8_needs_nothing(tmp_path: Path) -> None:
+    assert colours(draw_masks(tmp_path)) > 2
+    assert len(figures.PAPER_MASKS) == 6
