@@ -37,13 +37,16 @@ def main() -> None:
         others = [
             Scored(*(torch.cat(parts) for parts in zip(*alone, strict=True))),
             detector.score_pixels(pixels[:7]),
-            Scored(backwards.scores.flip(0), backwards.distances.flip(0)),
+            Scored(*(part.flip(0) for part in backwards)),
         ]
         relative, absolute = [], []
-        for scores, distances in others:
-            known = whole.distances[: len(distances)]
-            relative.append(((distances - known).abs() / known).max().item())
-            absolute.append((scores - whole.scores[: len(scores)]).abs().max().item())
+        for other in others:
+            count = len(other.scores)
+            known, taken = whole.distances[:count], ~whole.distances[:count].isnan()
+            if not torch.equal(other.attempts, whole.attempts[:count]):
+                raise SystemExit("images took other numbers of attempts")
+            relative.append(((other.distances - known).abs() / known)[taken].max().item())
+            absolute.append((other.scores - whole.scores[:count]).abs().max().item())
         parts = " | ".join(f"{x:.1e}" for x in relative)
         print(
             f"| {precision} | {len(pixels)} | {parts} | {max(absolute):.1e} |",

@@ -87,7 +87,7 @@ def until_settled(
         evidence[going, first:last] = take(going, first, last)
         scores[going] = aggregate(evidence[going, :last], how)
         first = last
-        if last < attempts:
+        if settled is not None and last < attempts:
             calm = scores[going] < settled
             took[going[calm]] = last
             going = going[~calm]

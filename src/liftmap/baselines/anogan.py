@@ -108,10 +108,10 @@ class AnoGAN(Trained):
             ones, zeros = torch.ones(len(real)).to(real), torch.zeros(len(real)).to(real)
             wrong = cross_entropy(judge(real), ones) + cross_entropy(judge(made.detach()), zeros)
             judges.zero_grad(set_to_none=True)
-            wrong.backward()
+            torch.autograd.backward(wrong)
             judges.step()
             makes.zero_grad(set_to_none=True)
-            cross_entropy(judge(made), ones).backward()
+            torch.autograd.backward(cross_entropy(judge(made), ones))
             makes.step()
         self.keep()
 

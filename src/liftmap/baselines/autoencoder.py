@@ -79,7 +79,7 @@ class AEMSE(Trained):
             x = to_model_range(pixels)
             loss = mse_loss(self.network.image(self.network.code(x)), x)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             falling.step()
         self.keep()

@@ -50,13 +50,14 @@ class DDPMOOD(OnDiffusion):
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """LPIPS and MSE of the reconstruction from each level."""
         x = to_model_range(pixels).to(self.device)
+        channels, height, width = x.shape[1:]
         images = torch.arange(len(x), device=x.device)
         references = {name: d.reference(x) for name, d in self._distances.items()}
         seeds = [fingerprint(image) for image in pixels]
         found = []
         for level, steps in enumerate(STARTS):
             level_seeds = [attempt_seed(seed, self.seed, level) for seed in seeds]
-            noise = ImageNoise(level_seeds, tuple(x.shape[1:]), x.device)
+            noise = ImageNoise(level_seeds, (channels, height, width), x.device)
             start = steps / SAMPLER.steps
             redraw = noise_and_denoise(self.denoiser, x, noise, SAMPLER, start).clamp(-1, 1)
             for name, distance in self._distances.items():

@@ -42,7 +42,7 @@ class DiffPath(ByDensity):
         x = to_model_range(pixels).to(self.device)
         process = self.denoiser.process
         times = [T_MIN, *(i / STEPS for i in range(1, STEPS + 1))]
-        path = []
+        path: list[Tensor] = []
         for t, later in itertools.pairwise(times):
             at = levels_of(process, later, t)  # t is the less noisy of the two
             image, noise = self.denoiser(at.alpha_s * x if not path else x, t)

@@ -61,14 +61,14 @@ class Likelihood(OnDiffusion):
 
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """Bits a pixel and channel."""
-        device, size = self.device, pixels[0].numel()
+        device, (channels, height, width) = self.device, pixels.shape[1:]
         seeds = [attempt_seed(fingerprint(image), self.seed, 0) for image in pixels]
-        noise = ImageNoise(seeds, tuple(pixels.shape[1:]), device)
+        noise = ImageNoise(seeds, (channels, height, width), device)
         within = torch.special.ndtr(noise.draw())  # uniform in (0, 1)
         x = 2 * (pixels.to(device) + within) / LEVELS - 1
         nats, self._evaluations = log_likelihood(self.denoiser, x, noise.draw().sign())
         # a density on [-1, 1] is one on [0, 256] after a stretch by 128
-        return (math.log2(LEVELS / 2) - nats / (size * math.log(2)))[:, None]
+        return (math.log2(LEVELS / 2) - nats / (pixels[0].numel() * math.log(2)))[:, None]
 
     def learn(
         self, train: PreparedImages, held_out: PreparedImages, *, on_batch: OnBatch | None = None

@@ -123,7 +123,7 @@ class LikelihoodRegret(Trained):
             code = mean + noise * (0.5 * log_variance).exp()
             bound = vae.log_likelihood(pixels.long(), code) - divergence(mean, log_variance)
             optimizer.zero_grad(set_to_none=True)
-            (-bound.mean()).backward()
+            torch.autograd.backward(-bound.mean())
             optimizer.step()
         self.keep()
 
@@ -136,11 +136,12 @@ class LikelihoodRegret(Trained):
         encoders = self._refitted(x, pixels_there.long(), noise)
         with torch.no_grad():
             before = self.network.encoder(x)
-            after = tuple(part[:, 0] for part in self._encode(encoders, x))
+            mean, log_variance = self._encode(encoders, x)
+            after = (mean[:, 0], log_variance[:, 0])
         # both by the same noise, so that most of the estimates' error cancels in the difference
         draws = [noise.draw().flatten(1) for _ in range(SAMPLES)]
-        posteriors = (before, after)
-        found = [self._importance_weighted(pixels_there.long(), *q, draws) for q in posteriors]
+        levels = pixels_there.long()
+        found = [self._importance_weighted(levels, q, draws) for q in (before, after)]
         return torch.stack(found, 1).cpu()
 
     def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
@@ -171,19 +172,19 @@ class LikelihoodRegret(Trained):
             code = mean + noise.draw().flatten(1) * (0.5 * log_variance).exp()
             bound = self.network.log_likelihood(pixels, code) - divergence(mean, log_variance)
             optimizer.zero_grad(set_to_none=True)
-            (-bound.sum()).backward()
+            torch.autograd.backward(-bound.sum())
             optimizer.step()
         return {name: part.detach() for name, part in encoders.items()}
 
     @torch.no_grad()
     def _importance_weighted(
-        self, pixels: Tensor, mean: Tensor, log_variance: Tensor, draws: list[Tensor]
+        self, pixels: Tensor, posterior: tuple[Tensor, Tensor], draws: list[Tensor]
     ) -> Tensor:
-        """log p(x) by samples from the posterior (Burda et al. 2016, eq. 8)."""
-        weights = []
+        """log p(x) by samples from the posterior, mean and log-variance (Burda et al. 2016, 8)."""
+        (mean, log_variance), weights = posterior, []
         for drawn in draws:
             code = mean + drawn * (0.5 * log_variance).exp()
             prior = -0.5 * code.square().sum(1)
-            posterior = -0.5 * (drawn.square() + log_variance).sum(1)
-            weights.append(self.network.log_likelihood(pixels, code) + prior - posterior)
+            drawn_at = -0.5 * (drawn.square() + log_variance).sum(1)
+            weights.append(self.network.log_likelihood(pixels, code) + prior - drawn_at)
         return torch.stack(weights).double().logsumexp(0) - math.log(len(draws))

@@ -1,5 +1,6 @@
 """Mahalanobis distance of pretrained features (Lee et al. 2018, without classes)."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Mahalanobis(Baseline):
             "weights": None if weights is None else str(weights),
         }
         if backbone == "alexnet":
-            self._maps = LPIPS().to(self.device).last_activation
+            self._maps: Callable[[Tensor], Tensor] = LPIPS().to(self.device).last_activation
         else:
             path = None if weights is None else Path(weights)
             features = FeatureCosine.from_backbone(backbone, path).to(self.device)

@@ -73,7 +73,9 @@ class Mixture(NamedTuple):
         best = max(possible, key=lambda c: fitted(c, x[~held]).score(x[held]))
         chosen = fitted(best, x)
         return cls(
-            *(torch.from_numpy(np.asarray(part)) for part in (centre, spread, chosen.weights_)),
+            centre=torch.from_numpy(centre),
+            spread=torch.from_numpy(spread),
+            weights=torch.from_numpy(chosen.weights_),
             means=torch.from_numpy(chosen.means_),
             covariances=_covariances(torch.from_numpy(chosen.covariances_), best, x.shape[1]),
         )
@@ -83,7 +85,7 @@ class Mixture(NamedTuple):
         each = MultivariateNormal(self.means, self.covariances)
         density = MixtureSameFamily(Categorical(self.weights), each)
         x = (statistics.double() - self.centre) / self.spread
-        found: Tensor = density.log_prob(x)
+        found: Tensor = density.log_prob(x)  # type: ignore[no-untyped-call]
         return found
 
 

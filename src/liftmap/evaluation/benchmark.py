@@ -27,7 +27,6 @@ from liftmap.baselines.likelihood import InputComplexity, Likelihood
 from liftmap.baselines.likelihood_regret import LikelihoodRegret
 from liftmap.baselines.mahalanobis import Mahalanobis
 from liftmap.baselines.msma import MSMA
-from liftmap.baselines.on_diffusion import OnDiffusion
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
 from liftmap.errors import CalibrationError, ImageError, ModelError, SettingsError
@@ -59,7 +58,7 @@ def lmd(method: Method) -> Entrant:
     )
 
 
-def _on_diffusion(kind: type[OnDiffusion], *, seeded: bool = True) -> Entrant:
+def _on_diffusion(kind: Callable[..., Scorer], *, seeded: bool = True) -> Entrant:
     return Entrant(
         kind.__name__,
         lambda checkpoint, seed: kind(checkpoint, **({"seed": seed} if seeded else {})),
