@@ -13,6 +13,7 @@ from liftmap.baselines.anogan import AnoGAN
 from liftmap.baselines.autoencoder import AEMH, AEMSE
 from liftmap.baselines.ddpm_ood import DDPMOOD
 from liftmap.baselines.diffpath import DiffPath
+from liftmap.baselines.inpainters import FourierInpainting, MAEInpainting
 from liftmap.baselines.likelihood import InputComplexity, Likelihood
 from liftmap.baselines.likelihood_regret import LikelihoodRegret
 from liftmap.baselines.mahalanobis import Mahalanobis
@@ -44,6 +45,8 @@ SCORERS: dict[str, Callable[[], Scorer]] = {
     "input-complexity": lambda: InputComplexity(checkpoint(), device="cpu"),
     "likelihood-regret": small(LikelihoodRegret, steps=20, refit_steps=20),
     "anogan": small(AnoGAN, search_steps=3),
+    "lmd-mae": small(MAEInpainting),
+    "lmd-fourier": small(FourierInpainting),
     "ae-mse": small(AEMSE),
     "ae-mh": small(AEMH),
     "mahalanobis": lambda: Mahalanobis(preparation_of(checkpoint()), device="cpu"),

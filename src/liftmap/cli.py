@@ -276,8 +276,9 @@ def benchmark(
         list[str] | None,
         typer.Option(
             "--method",
-            help="lmd, lmd-quick, lmd-paper, likelihood, input-complexity, likelihood-regret, "
-            "ae-mse, ae-mh, anogan, mahalanobis, msma, diffpath, ddpm-ood; may be repeated.",
+            help="lmd, lmd-quick, lmd-paper, lmd-mae, lmd-fourier, likelihood, input-complexity, "
+            "likelihood-regret, ae-mse, ae-mh, anogan, mahalanobis, msma, diffpath, ddpm-ood; "
+            "may be repeated.",
         ),
     ] = None,
     seeds: Annotated[

@@ -109,6 +109,8 @@ class Baseline(ABC):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        if not self.needs_learning:
+            return
         try:
             self.take_learnt(load_file(folder / LEARNT))
         except (SafetensorError, OSError, KeyError, RuntimeError) as error:

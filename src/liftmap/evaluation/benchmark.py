@@ -23,6 +23,7 @@ from liftmap.baselines.anogan import AnoGAN
 from liftmap.baselines.autoencoder import AEMH, AEMSE
 from liftmap.baselines.ddpm_ood import DDPMOOD
 from liftmap.baselines.diffpath import DiffPath
+from liftmap.baselines.inpainters import FourierInpainting, MAEInpainting
 from liftmap.baselines.likelihood import InputComplexity, Likelihood
 from liftmap.baselines.likelihood_regret import LikelihoodRegret
 from liftmap.baselines.mahalanobis import Mahalanobis
@@ -82,6 +83,8 @@ ENTRANTS: dict[str, Entrant] = {
     "mahalanobis": Entrant(
         "Mahalanobis", lambda checkpoint, seed: Mahalanobis(preparation_of(checkpoint))
     ),
+    "lmd-mae": _trained(MAEInpainting),
+    "lmd-fourier": _trained(FourierInpainting),
     "ae-mse": _trained(AEMSE),
     "ae-mh": _trained(AEMH),
     "anogan": _trained(AnoGAN),
