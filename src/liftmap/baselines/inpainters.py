@@ -168,7 +168,8 @@ class _FourierBlock(nn.Module):
         self.near, self.far = nn.Conv2d(width, width, 3, padding=1), _FourierUnit(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.near(torch.relu(x)) + self.far(x)
+        out: Tensor = x + self.near(torch.relu(x)) + self.far(x)
+        return out
 
 
 class FourierInpainter(nn.Module):
@@ -225,7 +226,8 @@ class LaMaInpainting(ByInpainting):
             raise SettingsError("LaMa redraws RGB images: need a preparation with 3 channels")
         self.generator = str(generator)
         try:
-            self._generator = torch.jit.load(self.generator, map_location=self.device).eval()
+            loaded = torch.jit.load(self.generator, map_location=self.device)  # type: ignore[no-untyped-call]
+            self._generator = loaded.eval()
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelError(f"{generator} can't be read as TorchScript: {error}") from error
 
