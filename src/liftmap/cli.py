@@ -312,7 +312,8 @@ def benchmark(
 @app.command()
 def reproduce(
     what: Annotated[
-        str, typer.Argument(help="table1 to table4, figure4, figure8 or figure9 of the paper.")
+        str,
+        typer.Argument(help="table1 to table4, figure4, 5, 8 or 9 of the paper (figure5, ...)."),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the table and all cells.")],
     models: Annotated[
@@ -336,8 +337,9 @@ def reproduce(
 ) -> None:
     """A table of the paper on your models and data, beside the published values; or a figure."""
     from liftmap.evaluation.benchmark import run_benchmark, write_rows
-    from liftmap.evaluation.figures import FIGURES, draw_masks
+    from liftmap.evaluation.figures import FIGURES, Tools, draw_masks
     from liftmap.evaluation.paper import ARTEFACTS, beside_the_paper, entrants_of, plan
+    from liftmap.images.labels import read_labels
     from liftmap.method import find_method
     from liftmap.terminal import BenchmarkProgress, ScoreProgress, rows_table
 
@@ -358,13 +360,12 @@ def reproduce(
     for pair, reason in planned.missing.items():
         complaints.print(f"[yellow]left out[/] {' > '.join(pair)}: {escape(reason)}")
     if what in FIGURES:
+        tools = Tools(
+            lambda source: ScoreProgress(complaints, source.count(), source.name),
+            lambda source: read_labels(source.name, root=root),
+        )
         for task in planned.tasks:
-            made = FIGURES[what].draw(
-                task,
-                find_method(method),
-                output,
-                lambda source: ScoreProgress(complaints, source.count(), source.name),
-            )
+            made = FIGURES[what].draw(task, find_method(method), output, tools)
             console.print(f"written: {', '.join(map(str, made))}", soft_wrap=True)
         return
     entrants = entrants_of(ARTEFACTS[what], method)

@@ -10,8 +10,9 @@ from tiny import calibrated_model, save_images, small_method
 from liftmap.engines.local import Summary
 from liftmap.evaluation import figures
 from liftmap.evaluation.benchmark import Task
-from liftmap.evaluation.figures import FIGURES, attempts_curves, draw_masks
+from liftmap.evaluation.figures import FIGURES, Tools, attempts_curves, class_by_class, draw_masks
 from liftmap.evaluation.metrics import auroc
+from liftmap.images.labels import read_labels
 from liftmap.images.sources import Source, open_source
 
 
@@ -29,6 +30,9 @@ OnBatch = Callable[[Summary], None]
 
 def unwatched(source: Source) -> AbstractContextManager[OnBatch]:
     return nullcontext(lambda summary: None)
+
+
+TOOLS = Tools(unwatched, lambda source: read_labels(source.name))
 
 
 def colours(path: Path) -> int:
@@ -59,15 +63,33 @@ def test_figure_9_is_drawn_once_measured_even_if_images_are_bad(
 
     method = small_method(steps=1)
     for _ in range(2):
-        [path] = FIGURES["figure9"].draw(task, method, tmp_path / "f", watch)
+        [path] = FIGURES["figure9"].draw(task, method, tmp_path / "f", TOOLS._replace(watch=watch))
     assert len(watched) == 2, "the second time the tables are there"
     assert colours(path) > 20
 
 
 def test_figure_4_shows_images_of_both_sides(task: Task, tmp_path: Path) -> None:
-    [path] = FIGURES["figure4"].draw(task, small_method(steps=1), tmp_path / "f", unwatched)
+    [path] = FIGURES["figure4"].draw(task, small_method(steps=1), tmp_path / "f", TOOLS)
     assert path.name.startswith("figure4-")
     assert colours(path) > 20
+
+
+def test_figure_5_compares_each_class_with_each(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for name in "ab":
+        images = draw.integers(0, 256, (8, 32, 32), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(8) % (2 + (name == "b")))
+    inside, outside = (open_source(tmp_path / f"{name}.npz") for name in "ab")
+    task = Task(str(calibrated_model(tmp_path / "model")), inside, inside, [outside])
+    [path] = FIGURES["figure5"].draw(task, small_method(steps=1), tmp_path / "f", TOOLS)
+    assert colours(path) > 20
+
+
+def test_class_by_class_is_the_auroc_of_their_scores() -> None:
+    found = class_by_class(
+        np.array([1.0, 2.0, 5.0]), np.array([3, 3, 7]), np.array([3.0, 4.0]), np.array([0, 1])
+    )
+    assert found.tolist() == [[1.0, 1.0], [0.0, 0.0]]
 
 
 def test_figure_8_needs_nothing(tmp_path: Path) -> None:

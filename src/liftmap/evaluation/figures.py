@@ -1,6 +1,6 @@
-"""The paper's figures that models and data at hand can draw: masks, examples, numbers of attempts.
+"""The paper's figures that models and data at hand can draw: examples, classes, masks, attempts.
 
-Liu, Zhou & Weinberger 2024, Figures 4, 8 and 9. `liftmap reproduce figure9` and its like.
+Liu, Zhou & Weinberger 2024, Figures 4, 5, 8 and 9. `liftmap reproduce figure9` and its like.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -19,10 +20,10 @@ from liftmap.aggregate import aggregate
 from liftmap.detector import Detector
 from liftmap.engines.local import Summary, score_source
 from liftmap.engines.tables import read_distances
-from liftmap.errors import ImageError
+from liftmap.errors import ImageError, SourceError
 from liftmap.evaluation.benchmark import Task
 from liftmap.evaluation.metrics import auroc
-from liftmap.evaluation.paper import KMNIST, MNIST, PAIRS, PAPER_MASKS, Pair
+from liftmap.evaluation.paper import C10, KMNIST, MNIST, PAIRS, PAPER_MASKS, SVHN, Pair
 from liftmap.explanation import draw_explanations
 from liftmap.files import atomic_path
 from liftmap.images.sources import Source
@@ -37,13 +38,20 @@ SHOWN = 4  # images of each side in a picture of examples
 Watch = Callable[[Source], AbstractContextManager[Callable[[Summary], None]]]
 
 
+class Tools(NamedTuple):
+    """What a figure needs of its caller: a progress bar, and a source's class labels."""
+
+    watch: Watch
+    labels: Callable[[Source], Int[np.ndarray, "n"]]
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure of the paper; `draw` makes the files of one in-domain set's task."""
 
     title: str
     pairs: tuple[Pair, ...]
-    draw: Callable[[Task, Method, Path, Watch], list[Path]]
+    draw: Callable[[Task, Method, Path, Tools], list[Path]]
 
 
 def draw_masks(folder: Path, side: int = 32) -> Path:
@@ -66,7 +74,7 @@ def draw_masks(folder: Path, side: int = 32) -> Path:
     return path
 
 
-def draw_examples(task: Task, method: Method, folder: Path, watch: Watch) -> list[Path]:
+def draw_examples(task: Task, method: Method, folder: Path, tools: Tools) -> list[Path]:
     """Figure 4: originals, masked images and redraws of in-domain and other images."""
     detector = Detector.from_pretrained(task.model, method=_uncalibrated(method))
     made = []
@@ -82,15 +90,15 @@ def draw_examples(task: Task, method: Method, folder: Path, watch: Watch) -> lis
     return made
 
 
-def draw_attempts(task: Task, method: Method, folder: Path, watch: Watch) -> list[Path]:
+def draw_attempts(task: Task, method: Method, folder: Path, tools: Tools) -> list[Path]:
     """Figure 9: AUROC against the number of attempts, a line a distance."""
     from matplotlib.figure import Figure as Canvas
 
     every = replace(_uncalibrated(method), attempts=ATTEMPTS, distance="+".join(KINDS))
     detector = Detector.from_pretrained(task.model, method=every)
-    inside, made = _distances(detector, task.inside, folder, watch), []
+    inside, made = _distances(detector, task.inside, folder, tools.watch), []
     for other in task.outside:
-        curves = attempts_curves(inside, _distances(detector, other, folder, watch))
+        curves = attempts_curves(inside, _distances(detector, other, folder, tools.watch))
         canvas = Canvas(figsize=(4.6, 3.4), layout="constrained")
         axis = canvas.subplots()
         for kind, curve in zip(KINDS, curves, strict=True):
@@ -104,6 +112,61 @@ def draw_attempts(task: Task, method: Method, folder: Path, watch: Watch) -> lis
             canvas.savefig(temporary, dpi=110, format="png")
         made.append(path)
     return made
+
+
+def draw_classes(task: Task, method: Method, folder: Path, tools: Tools) -> list[Path]:
+    """Figure 5: AUROC of each in-domain class against each class of the other set."""
+    detector = Detector.from_pretrained(task.model, method=_uncalibrated(method))
+    labelled = [task.inside, *task.outside]
+    sides = []
+    for source in labelled:
+        distances = _distances(detector, source, folder, tools.watch)[..., 0]
+        labels = tools.labels(source)[: source.count()]
+        if len(labels) != len(distances):
+            raise SourceError(
+                f"{source.name}: {len(distances)} images scored, {len(labels)} labels; "
+                "some images can't be read"
+            )
+        scores = aggregate(torch.from_numpy(distances), detector.method.aggregate)
+        sides.append((scores.double().numpy(), labels))
+    made = []
+    for other, side in zip(task.outside, sides[1:], strict=True):
+        path = folder / f"figure5-{_short(task.inside)}-{_short(other)}.png"
+        _draw_heat_map(class_by_class(*sides[0], *side), _short(task.inside), _short(other), path)
+        made.append(path)
+    return made
+
+
+def class_by_class(
+    scores_in: Float[np.ndarray, "n"],
+    labels_in: Int[np.ndarray, "n"],
+    scores_out: Float[np.ndarray, "m"],
+    labels_out: Int[np.ndarray, "m"],
+) -> Float[np.ndarray, "classes_in classes_out"]:
+    """AUROC of each pair of classes, in the order of their labels."""
+    others = [scores_out[labels_out == label] for label in np.unique(labels_out)]
+    mine = [scores_in[labels_in == label] for label in np.unique(labels_in)]
+    return np.array([[auroc(one, other) for other in others] for one in mine])
+
+
+def _draw_heat_map(values: np.ndarray, inside: str, outside: str, path: Path) -> None:
+    from matplotlib.figure import Figure as Canvas
+
+    rows, columns = values.shape
+    canvas = Canvas(figsize=(1.6 + 0.42 * columns, 1.2 + 0.36 * rows), layout="constrained")
+    axis = canvas.subplots()
+    shown = axis.imshow(values, cmap="viridis", vmin=min(0.5, values.min()), vmax=1.0)
+    for row in range(rows):
+        for column in range(columns):
+            value = values[row, column]
+            colour = "black" if value > 0.8 else "white"
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", size=6, color=colour)
+    axis.set(xticks=range(columns), yticks=range(rows))
+    axis.set_xlabel(f"class of {outside}", fontsize=8)
+    axis.set_ylabel(f"class of {inside} (in-domain)", fontsize=8)
+    canvas.colorbar(shown, label="AUROC")
+    with atomic_path(path) as temporary:
+        canvas.savefig(temporary, dpi=110, format="png")
 
 
 def attempts_curves(
@@ -124,6 +187,7 @@ def attempts_curves(
 
 FIGURES: dict[str, Figure] = {
     "figure4": Figure("examples", PAIRS, draw_examples),
+    "figure5": Figure("class by class", ((C10, SVHN), (SVHN, C10)), draw_classes),
     "figure9": Figure("number of attempts", ((MNIST, KMNIST), (KMNIST, MNIST)), draw_attempts),
 }
 

@@ -13,6 +13,20 @@ from liftmap.images.sources import Entry, Request, Stream
 
 def torchvision_source(request: Request) -> Stream:
     """`torchvision:NAME:split` by torchvision's own class, read below `root`; ids are indices."""
+    data = open_torchvision(request)
+    return Stream(
+        request.spec,
+        lambda: (Entry(str(i), partial(_item, data, i)) for i in range(len(data))),
+        lambda: len(data),
+    )
+
+
+def open_torchvision(request: Request) -> Any:
+    """torchvision's own object for `torchvision:NAME:split`.
+
+    Raises:
+        SourceError: no such data set, or it is not below `root`.
+    """
     import torchvision.datasets
 
     _, name, split = _three(request.spec)
@@ -23,16 +37,11 @@ def torchvision_source(request: Request) -> Stream:
         raise SourceError(f"{request.spec}: say where the data lie with --root (root=)")
     options: dict[str, Any] = {"download": True} if request.download else {}
     try:
-        data = _make(made, str(request.root), split, options)
+        return _make(made, str(request.root), split, options)
     except Exception as error:  # each class complains in its own way
         raise SourceError(
             f"{request.spec} below {request.root}: {error}; --download lets torchvision fetch it"
         ) from error
-    return Stream(
-        request.spec,
-        lambda: (Entry(str(i), partial(_item, data, i)) for i in range(len(data))),
-        lambda: len(data),
-    )
 
 
 def _make(made: type, root: str, split: str, options: dict[str, Any]) -> Any:
