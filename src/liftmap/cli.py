@@ -10,6 +10,8 @@ from rich.markup import escape
 from liftmap.errors import LiftmapError, SettingsError
 
 if TYPE_CHECKING:
+    from numpy import ndarray
+
     from liftmap.detector import Detector
     from liftmap.engines.local import Summary
     from liftmap.images.sources import Source
@@ -336,6 +338,8 @@ def reproduce(
     download: DownloadOption = False,
 ) -> None:
     """A table of the paper on your models and data, beside the published values; or a figure."""
+    from liftmap.engines.local import score_source
+    from liftmap.engines.tables import read_distances
     from liftmap.evaluation.benchmark import run_benchmark, write_rows
     from liftmap.evaluation.figures import FIGURES, Tools, draw_masks
     from liftmap.evaluation.paper import ARTEFACTS, beside_the_paper, entrants_of, plan
@@ -360,10 +364,14 @@ def reproduce(
     for pair, reason in planned.missing.items():
         complaints.print(f"[yellow]left out[/] {' > '.join(pair)}: {escape(reason)}")
     if what in FIGURES:
-        tools = Tools(
-            lambda source: ScoreProgress(complaints, source.count(), source.name),
-            lambda source: read_labels(source.name, root=root),
-        )
+
+        def measure(detector: "Detector", source: "Source", table: Path) -> "ndarray":
+            if not table.exists():
+                with ScoreProgress(complaints, source.count(), source.name) as on_batch:
+                    score_source(detector, source, table, to="distances", on_batch=on_batch)
+            return read_distances(table)[1]
+
+        tools = Tools(measure, lambda source: read_labels(source.name, root=root))
         for task in planned.tasks:
             made = FIGURES[what].draw(task, find_method(method), output, tools)
             console.print(f"written: {', '.join(map(str, made))}", soft_wrap=True)

@@ -4,7 +4,6 @@ Liu, Zhou & Weinberger 2024, Figures 4, 5, 8 and 9. `liftmap reproduce figure9` 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,8 +17,6 @@ from torch import Tensor
 
 from liftmap.aggregate import aggregate
 from liftmap.detector import Detector
-from liftmap.engines.local import Summary, score_source
-from liftmap.engines.tables import read_distances
 from liftmap.errors import ImageError, SourceError
 from liftmap.evaluation.benchmark import Task
 from liftmap.evaluation.metrics import auroc
@@ -34,14 +31,15 @@ KINDS = ("lpips", "mse", "ssim")
 ATTEMPTS = 10
 SHOWN = 4  # images of each side in a picture of examples
 
-# a progress bar over a source's images, as a context that gives `score_source` its callback
-Watch = Callable[[Source], AbstractContextManager[Callable[[Summary], None]]]
-
 
 class Tools(NamedTuple):
-    """What a figure needs of its caller: a progress bar, and a source's class labels."""
+    """What a figure needs of its caller.
 
-    watch: Watch
+    measure: the distances of a source's images, from the table if it is there, or into it.
+    labels: the classes of a source's images.
+    """
+
+    measure: Callable[[Detector, Source, Path], Float[np.ndarray, "n attempts kinds"]]
     labels: Callable[[Source], Int[np.ndarray, "n"]]
 
 
@@ -96,9 +94,9 @@ def draw_attempts(task: Task, method: Method, folder: Path, tools: Tools) -> lis
 
     every = replace(_uncalibrated(method), attempts=ATTEMPTS, distance="+".join(KINDS))
     detector = Detector.from_pretrained(task.model, method=every)
-    inside, made = _distances(detector, task.inside, folder, tools.watch), []
+    inside, made = _distances(detector, task.inside, folder, tools), []
     for other in task.outside:
-        curves = attempts_curves(inside, _distances(detector, other, folder, tools.watch))
+        curves = attempts_curves(inside, _distances(detector, other, folder, tools))
         canvas = Canvas(figsize=(4.6, 3.4), layout="constrained")
         axis = canvas.subplots()
         for kind, curve in zip(KINDS, curves, strict=True):
@@ -120,7 +118,7 @@ def draw_classes(task: Task, method: Method, folder: Path, tools: Tools) -> list
     labelled = [task.inside, *task.outside]
     sides = []
     for source in labelled:
-        distances = _distances(detector, source, folder, tools.watch)[..., 0]
+        distances = _distances(detector, source, folder, tools)[..., 0]
         labels = tools.labels(source)[: source.count()]
         if len(labels) != len(distances):
             raise SourceError(
@@ -197,14 +195,10 @@ def _uncalibrated(method: Method) -> Method:
     return replace(method, distance="lpips", early_stop=None)
 
 
-def _distances(detector: Detector, source: Source, folder: Path, watch: Watch) -> np.ndarray:
-    """(n, attempts, kinds) of a source's images; from an earlier run's table if there is one."""
+def _distances(detector: Detector, source: Source, folder: Path, tools: Tools) -> np.ndarray:
+    """(n, attempts, kinds) of a source's images, kept in a table named after what they depend on."""
     key = f"{detector.checkpoint.weights_key[:8]}-{detector.method.key[:8]}-{source.count()}"
-    table = folder / "distances" / f"{_short(source)}-{key}.parquet"
-    if not table.exists():
-        with watch(source) as on_batch:
-            score_source(detector, source, table, to="distances", on_batch=on_batch)
-    return read_distances(table)[1]
+    return tools.measure(detector, source, folder / "distances" / f"{_short(source)}-{key}.parquet")
 
 
 def _readable(source: Source) -> Iterator[Image.Image]:
