@@ -5,20 +5,14 @@ For models whose training folder is gone: the split is made again from the train
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from validation import held_out
 
 from liftmap.detector import Detector
-from liftmap.terminal import about_table
-
-
-def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
-    bar.update(task, completed=done, total=total)
+from liftmap.terminal import CountProgress, about_table
 
 
 def main() -> None:
@@ -37,9 +31,8 @@ def main() -> None:
         images = held_out(first, asked.source, asked.root, Path(folder) / "images.u8")
         for method in asked.methods:
             detector = Detector(first.checkpoint, method=method)
-            with Progress(console=console) as bar:
-                task = bar.add_task(method, total=len(images))
-                detector.calibrate(images, on_batch=partial(_advance, bar, task))
+            with CountProgress(console, method) as on_batch:
+                detector.calibrate(images, on_batch=on_batch)
     first.save(asked.model, weights=False)
     console.print(about_table(first))
 

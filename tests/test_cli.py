@@ -152,6 +152,24 @@ def test_bench_compares_methods_and_says_what_it_timed(
     assert "one image alone" in words(done)
 
 
+def test_report_is_one_file_about_a_scored_folder(
+    images: Path, model: Path, tmp_path: Path
+) -> None:
+    (images / "007.png").write_text("no image")
+    table, page = tmp_path / "s.parquet", tmp_path / "r.html"
+    liftmap("score", images, "--model", model, "--output", table, "--method", "fast", "--limit", 9)
+    done = liftmap("report", table, "--source", images, "--model", model, "--output", page)
+    assert "of 8 flagged" in words(done)
+    text = page.read_text()
+    assert (
+        text.startswith("<!doctype html>") and "007.png" in text and "1 could not be read" in text
+    )
+    assert len(text) < 3_000_000
+    (tmp_path / "x.parquet").write_text("no table")
+    bad = liftmap("report", tmp_path / "x.parquet", "--source", images, "--model", model, code=1)
+    assert "can't be read as Parquet" in words(bad)
+
+
 def test_benchmark_compares_methods_and_keeps_its_cells(
     images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

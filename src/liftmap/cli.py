@@ -226,6 +226,42 @@ def score(
 
 
 @app.command()
+def report(
+    scores: Annotated[Path, typer.Argument(help="Table that score wrote: .parquet.")],
+    source: Annotated[str, typer.Option(help="The images that were scored.")],
+    model: ModelOption,
+    output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    method: MethodOption = "fast",
+    false_alarms: RateOption = 0.05,
+    title: Annotated[
+        str | None, typer.Option(help="Heading; the source's name by default.")
+    ] = None,
+    root: RootOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+) -> None:
+    """One HTML file: what was flagged, why and how sure, with pictures, filters and drift."""
+    from liftmap.engines.tables import read_rows
+    from liftmap.report.collect import collect
+    from liftmap.report.page import write_report
+    from liftmap.terminal import CountProgress
+
+    detector = _detector(model, _method(method, None, None, None), device, precision, None)
+    opened = _open(source, root, False, None)
+    with CountProgress(complaints, "explaining") as on_image:
+        page = collect(
+            read_rows(scores),
+            detector,
+            opened,
+            title=title or opened.name,
+            rate=false_alarms,
+            on_image=on_image,
+        )
+    write_report(page, output)
+    console.print(f"{page.flagged} of {len(page.rows)} flagged; written: {output}")
+
+
+@app.command()
 def evaluate(
     in_domain: Annotated[str, typer.Argument(help="In-domain SOURCE, not trained on.")],
     out: Annotated[list[str], typer.Argument(help="Out-of-distribution SOURCEs.")],

@@ -42,11 +42,18 @@ class Explanation:
 
 
 def draw_explanations(
-    explanations: list[Explanation], path: Path, *, titles: list[str] | None = None
+    explanations: list[Explanation],
+    path: Path,
+    *,
+    titles: list[str] | None = None,
+    top: float | None = None,
 ) -> None:
     """Save a PNG with a row an image: original, masked, two redraws (a flipped pair), distance map.
 
     Distance maps share one colour scale, so that normal images don't look odd.
+
+    Args:
+        top: the brightest colour's distance; by default the largest of these maps.
 
     Raises:
         OutputError: the file can't be written.
@@ -56,7 +63,7 @@ def draw_explanations(
     columns = ["original", "hidden", "redraw", "hidden, flipped", "redraw", "distance"]
     figure = Figure(figsize=(1.5 * len(columns), 1.65 * len(explanations)), layout="constrained")
     axes = figure.subplots(len(explanations), len(columns), squeeze=False)
-    top = max(float(e.distance_map.max()) for e in explanations)
+    top = top or max(float(e.distance_map.max()) for e in explanations)
     for row, explanation in enumerate(explanations):
         _draw_row(axes[row], explanation, top)
         if titles:

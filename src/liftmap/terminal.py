@@ -124,6 +124,20 @@ class BenchmarkProgress(_Bar):
             self._log.tell(self._task, "")
 
 
+class CountProgress(_Bar):
+    """A progress bar that is told how much is done, and of how much."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._bar = Progress(
+            TextColumn(name), BarColumn(), MofNCompleteColumn(), console=console, transient=True
+        )
+        self._task = self._bar.add_task(name, total=None)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self._bar.start()
+        return lambda done, total: self._bar.update(self._task, completed=done, total=total)
+
+
 class RoundProgress(_Bar):
     """A progress bar over rounds of timing."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from liftmap.errors import OutputError
+from liftmap.errors import OutputError, SourceError
 from liftmap.files import atomic_path
 
 Row = dict[str, Any]
@@ -106,6 +106,27 @@ def read_distances(path: Path) -> tuple[list[str], np.ndarray]:
     kinds = [field.name for field in column.type]
     parts = [np.array(column.field(kind).to_pylist(), dtype=np.float32) for kind in kinds]
     return kinds, np.stack(parts, axis=-1)
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a Parquet table without their distances, a few thousand at a time.
+
+    Raises:
+        SourceError: it can't be read, or is no table of scores.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = ["id", "score", "p_value", "attempts", "reason"]
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = set(columns) - set(file.schema_arrow.names)
+            if missing:
+                raise SourceError(f"{path} is no table of scores: it has no {sorted(missing)}")
+            for batch in file.iter_batches(CHUNK, columns=columns):
+                yield from batch.to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise SourceError(f"{path}: can't be read as Parquet ({error})") from error
 
 
 def odd_rows(path: Path, most: int) -> Iterator[Row]:

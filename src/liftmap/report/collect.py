@@ -1,0 +1,233 @@
+"""From a table of scores, its model and its images to what the page shows, as plain data."""
+
+import base64
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from liftmap.calibrate import Calibration
+from liftmap.detector import Detector
+from liftmap.errors import ImageError, SettingsError
+from liftmap.explanation import Explanation, draw_explanations
+from liftmap.images.sources import Source
+
+SHOWN = 24  # images in the gallery
+THUMBNAIL = 96  # pixels a side
+WINDOWS = 40  # of the chart over the table's order, at most
+SMALLEST_WINDOW = 50  # images
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """An image of the gallery; pictures are data URLs."""
+
+    id: str
+    score: float
+    p_value: float
+    words: str
+    thumbnail: str
+    explanation: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that the page shows.
+
+    rows: (id, score, p-value, attempts) of each scored image, in the table's order.
+    skipped: (id, reason). windows: (first row, images, flagged, low, high), the last two the 95%
+    interval of how many are flagged when all are in-domain.
+    surprise: the chance that as many or more are flagged when all images are in-domain.
+    """
+
+    title: str
+    rate: float
+    rows: list[tuple[str, float, float, int]]
+    skipped: list[tuple[str, str]]
+    calibration: list[float]
+    threshold: float
+    expected: tuple[float, float]
+    surprise: float
+    windows: list[tuple[int, int, int, float, float]]
+    gallery: list[Pictured]
+    settings: dict[str, str]
+
+    @property
+    def flagged(self) -> int:
+        """Images whose p-value is at most the rate."""
+        return sum(row[2] <= self.rate + 1e-12 for row in self.rows)
+
+    def as_json(self) -> dict[str, Any]:
+        """What the page's script reads."""
+        return asdict(self)
+
+
+def collect(
+    table: Iterable[dict[str, Any]],
+    detector: Detector,
+    source: Source | None,
+    *,
+    title: str,
+    rate: float = 0.05,
+    shown: int = SHOWN,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> Page:
+    """What the page shows of a table of scores with p-values.
+
+    Args:
+        table: rows as `score` writes them.
+        source: the images that were scored, for the gallery; None for a page without pictures.
+        on_image: called with how many gallery images are explained, and of how many.
+
+    Raises:
+        SettingsError: the table has no p-values, or none of its images is in the source.
+        CalibrationError: the model's calibration can't support the rate.
+    """
+    rows, skipped = [], []
+    for row in table:
+        if row["reason"]:
+            skipped.append((row["id"], row["reason"]))
+        elif row["p_value"] is None:
+            raise SettingsError("the table has no p-values: score without --uncalibrated")
+        else:
+            rows.append((row["id"], row["score"], row["p_value"], row["attempts"]))
+    calibration = detector.calibration
+    threshold = calibration.threshold(rate)
+    flags = np.array([row[2] <= rate + 1e-12 for row in rows], dtype=bool)
+    low, high = interval(calibration, rate, len(rows))
+    order = sorted(range(len(rows)), key=lambda i: (rows[i][2], -rows[i][1]))[:shown]
+    gallery = []
+    if source is not None and order:
+        gallery = _gallery([rows[i] for i in order], detector, source, on_image)
+    return Page(
+        title=title,
+        rate=rate,
+        rows=rows,
+        skipped=skipped,
+        calibration=list(calibration.scores),
+        threshold=threshold,
+        expected=(low, high),
+        surprise=surprise(calibration, rate, len(rows), int(flags.sum())),
+        windows=windows(calibration, rate, flags),
+        gallery=gallery,
+        settings=_settings(detector),
+    )
+
+
+def in_words(p_value: float) -> str:
+    """A p-value as people say it.
+
+    >>> in_words(0.0048)
+    'about 1 in 208 in-domain images looks this odd'
+    >>> in_words(0.6)
+    'about 60 in 100 in-domain images look this odd'
+    """
+    if p_value > 0.1:
+        return f"about {round(100 * p_value)} in 100 in-domain images look this odd"
+    return f"about 1 in {int(1 / p_value + 1e-9)} in-domain images looks this odd"
+
+
+def _flags(calibration: Calibration, rate: float, images: int) -> Any:
+    """The distribution of how many of so many in-domain images are flagged.
+
+    Beta-binomial: the binomial's own chance and the calibration set's (Vovk 2012; see Calibration).
+    """
+    from scipy.stats import betabinom
+
+    known = len(calibration.scores)
+    k = int(rate * (known + 1) + 1e-9)
+    return betabinom(images, k, known + 1 - k)
+
+
+def interval(calibration: Calibration, rate: float, images: int) -> tuple[float, float]:
+    """How many of so many in-domain images are flagged, in 95 of 100 cases."""
+    low, high = _flags(calibration, rate, images).interval(0.95)
+    return float(low), float(high)
+
+
+def surprise(calibration: Calibration, rate: float, images: int, flagged: int) -> float:
+    """The chance of so many flags or more when all images are in-domain."""
+    return float(_flags(calibration, rate, images).sf(flagged - 1)) if images else 1.0
+
+
+def windows(
+    calibration: Calibration, rate: float, flags: np.ndarray
+) -> list[tuple[int, int, int, float, float]]:
+    """Flags along the table's order, in equal stretches; see `Page`."""
+    count = max(1, min(WINDOWS, len(flags) // SMALLEST_WINDOW))
+    found = []
+    for part in np.array_split(np.arange(len(flags)), count):
+        if len(part):
+            low, high = interval(calibration, rate, len(part))
+            found.append((int(part[0]), len(part), int(flags[part].sum()), low, high))
+    return found
+
+
+def _gallery(
+    wanted: list[tuple[str, float, float, int]],
+    detector: Detector,
+    source: Source,
+    on_image: Callable[[int, int], None],
+) -> list[Pictured]:
+    ids = {row[0] for row in wanted}
+    images: dict[str, Image.Image] = {}
+    for entry in source:
+        if entry.id in ids:
+            try:
+                images[entry.id] = entry.load()
+            except ImageError:
+                continue
+        if len(images) == len(ids):
+            break
+    if not images:
+        raise SettingsError(f"{source.name} has none of the table's images: name what was scored")
+    found = {}
+    for id, image in images.items():
+        found[id] = detector.explain(image)
+        on_image(len(found), len(images))
+    top = max(float(explanation.distance_map.max()) for explanation in found.values())
+    return [
+        Pictured(id, score, p, in_words(p), _thumbnail(images[id]), _picture(found[id], top))
+        for id, score, p, _ in wanted
+        if id in found
+    ]
+
+
+def _thumbnail(image: Image.Image) -> str:
+    small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    with io.BytesIO() as file:
+        small.save(file, "WEBP", quality=80)
+        return _data_url(file.getvalue(), "webp")
+
+
+def _picture(explanation: Explanation, top: float) -> str:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "e.png"
+        draw_explanations([explanation], path, top=top)
+        return _data_url(path.read_bytes(), "png")
+
+
+def _data_url(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _settings(detector: Detector) -> dict[str, str]:
+    """The model and the method in a few lines."""
+    method, training = detector.method, detector.checkpoint.about.get("training", {})
+    preparation = detector.preparation
+    channels = "grey" if preparation.channels == 1 else "RGB"
+    return {
+        "images are taken as": f"{preparation.height}x{preparation.width} {channels}",
+        "model trained on": f"{training.get('images', '?')} of {training.get('source', 'unknown')}",
+        "calibrated on": f"{len(detector.calibration.scores)} held-out images",
+        "sampler": f"{method.sampler.name}, {method.sampler.steps} steps",
+        "attempts": f"at most {method.attempts}",
+        "distance": method.distance,
+        "weights": detector.checkpoint.weights_key,
+    }
