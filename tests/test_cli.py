@@ -165,6 +165,13 @@ def test_report_is_one_file_about_a_scored_folder(
         text.startswith("<!doctype html>") and "007.png" in text and "1 could not be read" in text
     )
     assert len(text) < 3_000_000
+    both = ("--output", table, "--report", tmp_path / "b.html", "--limit", 9)
+    liftmap("score", images, "--model", model, *both)
+    assert (tmp_path / "b.html").stat().st_size == pytest.approx(page.stat().st_size, rel=0.1)
+    wrong = liftmap(
+        "score", images, "--model", model, "--output", "x.csv", "--report", page, code=1
+    )
+    assert "need a .parquet --output" in words(wrong)
     (tmp_path / "x.parquet").write_text("no table")
     bad = liftmap("report", tmp_path / "x.parquet", "--source", images, "--model", model, code=1)
     assert "can't be read as Parquet" in words(bad)

@@ -197,6 +197,9 @@ def score(
     uncalibrated: Annotated[
         bool, typer.Option("--uncalibrated", help="Scores alone: no p-values, no decisions.")
     ] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write an HTML report (from a .parquet output).")
+    ] = None,
     steps: StepsOption = None,
     attempts: AttemptsOption = None,
     distance: DistanceOption = None,
@@ -211,6 +214,8 @@ def score(
     from liftmap.engines.local import score_source
     from liftmap.terminal import ScoreProgress
 
+    if report and (uncalibrated or output.suffix.lower() != ".parquet"):
+        raise SettingsError("--report: need a .parquet --output, with decisions")
     detector = _detector(model, _method(method, steps, attempts, distance), device, precision, rows)
     opened = _open(source, root, download, limit)
     with ScoreProgress(console, opened.count()) as on_batch:
@@ -223,10 +228,12 @@ def score(
             on_batch=on_batch,
         )
     _print_summary(summary, output, None if uncalibrated else false_alarms)
+    if report:
+        _write_report(output, detector, opened, report, false_alarms, opened.name)
 
 
-@app.command()
-def report(
+@app.command("report")
+def report_command(
     scores: Annotated[Path, typer.Argument(help="Table that score wrote: .parquet.")],
     source: Annotated[str, typer.Option(help="The images that were scored.")],
     model: ModelOption,
@@ -241,24 +248,9 @@ def report(
     precision: PrecisionOption = None,
 ) -> None:
     """One HTML file: what was flagged, why and how sure, with pictures, filters and drift."""
-    from liftmap.engines.tables import read_rows
-    from liftmap.report.collect import collect
-    from liftmap.report.page import write_report
-    from liftmap.terminal import CountProgress
-
     detector = _detector(model, _method(method, None, None, None), device, precision, None)
     opened = _open(source, root, False, None)
-    with CountProgress(complaints, "explaining") as on_image:
-        page = collect(
-            read_rows(scores),
-            detector,
-            opened,
-            title=title or opened.name,
-            rate=false_alarms,
-            on_image=on_image,
-        )
-    write_report(page, output)
-    console.print(f"{page.flagged} of {len(page.rows)} flagged; written: {output}")
+    _write_report(scores, detector, opened, output, false_alarms, title or opened.name)
 
 
 @app.command()
@@ -564,6 +556,21 @@ def _slug(spec: str) -> str:
     """A source's name as part of a file name."""
     tail = spec.rstrip("/").rsplit("/", 1)[-1]
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in tail).strip("-") or "source"
+
+
+def _write_report(
+    table: Path, detector: "Detector", source: "Source", output: Path, rate: float, title: str
+) -> None:
+    from liftmap.engines.tables import read_rows
+    from liftmap.report.collect import collect
+    from liftmap.report.page import write_report
+    from liftmap.terminal import CountProgress
+
+    rows = read_rows(table)
+    with CountProgress(complaints, "explaining") as on_image:
+        page = collect(rows, detector, source, title=title, rate=rate, on_image=on_image)
+    write_report(page, output)
+    console.print(f"{page.flagged} of {len(page.rows)} flagged; written: {output}")
 
 
 def _print_about(detector: "Detector") -> None:

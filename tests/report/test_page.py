@@ -67,5 +67,5 @@ def test_every_control_has_a_label_and_pictures_have_words() -> None:
 
 
 def test_the_batch_as_a_whole_is_spoken_of() -> None:
-    assert "so many or more\nin 40 of 100" in render(PAGE)
+    assert "and so many or more in 40 of 100." in render(PAGE)
     assert "the batch as a whole is not in-domain" in render(replace(PAGE, surprise=1e-6))
