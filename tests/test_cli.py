@@ -152,6 +152,24 @@ def test_bench_compares_methods_and_says_what_it_timed(
     assert "one image alone" in words(done)
 
 
+def test_score_speaks_to_scripts_by_json_and_exit_code(
+    images: Path, model: Path, tmp_path: Path
+) -> None:
+    base = ("score", images, "--model", model, "--limit", 6)
+    done = liftmap(*base, "--output", tmp_path / "a.csv", "--json")
+    found = json.loads(done.stdout)
+    assert (found["images"], found["scored"], found["skipped"]) == (6, 6, 0)
+    assert found["flagged"] <= 6 and len(found["oddest"]) == 5
+    scores = [image["score"] for image in found["oddest"]]
+    assert scores == sorted(scores, reverse=True)
+    limit = ("--false-alarms", 0.9, "--fail-if-flagged")
+    many = liftmap(*base, "--output", tmp_path / "b.csv", *limit, 0.0, code=3)
+    assert "the oddest:" in many.output and "p-values from 0 to 1: " in many.output
+    liftmap(*base, "--output", tmp_path / "c.csv", *limit, 1.0)
+    bad = liftmap(*base, "--output", tmp_path / "d.csv", *limit, 1.5, code=1)
+    assert "need 0 to 1" in words(bad)
+
+
 def test_report_is_one_file_about_a_scored_folder(
     images: Path, model: Path, tmp_path: Path
 ) -> None:

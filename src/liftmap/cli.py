@@ -1,5 +1,6 @@
 """The `liftmap` command: parse, call, print. Heavy modules are imported where they are needed."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -200,6 +201,12 @@ def score(
     report: Annotated[
         Path | None, typer.Option(help="Also write an HTML report (from a .parquet output).")
     ] = None,
+    fail_if_flagged: Annotated[
+        float | None, typer.Option(help="Exit with 3 if more than this share is flagged.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON, for scripts.")
+    ] = False,
     steps: StepsOption = None,
     attempts: AttemptsOption = None,
     distance: DistanceOption = None,
@@ -210,15 +217,20 @@ def score(
     precision: PrecisionOption = None,
     rows: RowsOption = None,
 ) -> None:
-    """Score images into a table; a stopped run goes on when the same command is run again."""
+    """Score images into a table; a stopped run goes on when the same command is run again.
+
+    Exit codes: 0 done, 1 an error, 3 more flagged than --fail-if-flagged allows, 130 interrupted.
+    """
     from liftmap.engines.local import score_source
     from liftmap.terminal import ScoreProgress
 
+    if fail_if_flagged is not None and (uncalibrated or not 0 <= fail_if_flagged <= 1):
+        raise SettingsError(f"--fail-if-flagged {fail_if_flagged}: need 0 to 1, and decisions")
     if report and (uncalibrated or output.suffix.lower() != ".parquet"):
         raise SettingsError("--report: need a .parquet --output, with decisions")
     detector = _detector(model, _method(method, steps, attempts, distance), device, precision, rows)
     opened = _open(source, root, download, limit)
-    with ScoreProgress(console, opened.count()) as on_batch:
+    with ScoreProgress(complaints if as_json else console, opened.count()) as on_batch:
         summary = score_source(
             detector,
             opened,
@@ -227,9 +239,14 @@ def score(
             to="scores" if uncalibrated else "decisions",
             on_batch=on_batch,
         )
-    _print_summary(summary, output, None if uncalibrated else false_alarms)
+    if as_json:
+        typer.echo(json.dumps(summary.as_json() | {"output": str(output)}))
+    else:
+        _print_summary(summary, output, None if uncalibrated else false_alarms)
     if report:
         _write_report(output, detector, opened, report, false_alarms, opened.name)
+    if fail_if_flagged is not None and summary.flagged > fail_if_flagged * summary.scored:
+        raise typer.Exit(3)
 
 
 @app.command("report")
@@ -570,7 +587,7 @@ def _write_report(
     with CountProgress(complaints, "explaining") as on_image:
         page = collect(rows, detector, source, title=title, rate=rate, on_image=on_image)
     write_report(page, output)
-    console.print(f"{page.flagged} of {len(page.rows)} flagged; written: {output}")
+    complaints.print(f"{page.flagged} of {len(page.rows)} flagged; written: {output}")
 
 
 def _print_about(detector: "Detector") -> None:

@@ -210,6 +210,16 @@ class FitProgress(_Bar, Listener):
         self._log.tell(self._calibrating, about)
 
 
+def sparkline(counts: list[int]) -> str:
+    """Counts as a row of bars, the highest full.
+
+    >>> sparkline([0, 1, 4])
+    '▁▂█'
+    """
+    bars, top = "▁▂▃▄▅▆▇█", max([*counts, 1])
+    return "".join(bars[(len(bars) - 1) * count // top] for count in counts)
+
+
 def summary_lines(summary: Summary, output: Path, false_alarms: float | None) -> Iterator[str]:
     """What `score` ends with."""
     scored = summary.scored
@@ -225,6 +235,11 @@ def summary_lines(summary: Summary, output: Path, false_alarms: float | None) ->
             f"({summary.flagged / scored:.1%}); "
             f"of normal images {false_alarms:.1%} are expected to be"
         )
+        yield f"p-values from 0 to 1: {sparkline(summary.p_values)}  (level when all are in-domain)"
+    if summary.oddest and false_alarms is not None:
+        yield "the oddest:"
+        for score, id, p_value in summary.oddest:
+            yield f"  {escape(id)}  score {score:.3f}, p {p_value:.4f}"
     for id, reason in summary.reasons.items():
         yield f"[yellow]skipped[/] {escape(id)}: {escape(reason)}"
     if summary.skipped > len(summary.reasons):

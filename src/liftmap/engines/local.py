@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from heapq import nlargest
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -23,6 +24,7 @@ from liftmap.errors import ImageError, OutputError
 from liftmap.images.sources import Entry, Source
 
 Upto = Literal["distances", "scores", "decisions"]
+BINS, ODDEST = 20, 5  # of the summary: p-values' histogram, images named
 
 
 @dataclass
@@ -36,6 +38,8 @@ class Summary:
     seconds: float = 0.0
     attempts: int = 0
     reasons: dict[str, str] = field(default_factory=dict)  # the first few skipped ids
+    p_values: list[int] = field(default_factory=lambda: [0] * BINS)  # images by p-value, 0 to 1
+    oddest: list[tuple[float, str, float | None]] = field(default_factory=list)  # score, id, p
 
     @property
     def scored(self) -> int:
@@ -52,6 +56,18 @@ class Summary:
         """Of the images computed in this run; 0 when there were none."""
         return self.computed / self.seconds if self.seconds else 0.0
 
+    def as_json(self) -> dict[str, Any]:
+        """What a script may want to know."""
+        return {
+            "images": self.images,
+            "scored": self.scored,
+            "skipped": self.skipped,
+            "flagged": self.flagged,
+            "attempts_an_image": self.attempts_an_image,
+            "images_per_second": self.images_per_second,
+            "oddest": [{"id": id, "score": score, "p_value": p} for score, id, p in self.oddest],
+        }
+
     def count(self, row: dict[str, Any]) -> None:
         """Take one row of the table into account."""
         self.images += 1
@@ -61,6 +77,11 @@ class Summary:
                 self.reasons[row["id"]] = row["reason"]
         self.flagged += bool(row["is_ood"])
         self.attempts += row["attempts"] or 0
+        if row["p_value"] is not None:
+            self.p_values[min(BINS - 1, int(BINS * row["p_value"]))] += 1
+        if row["score"] is not None:
+            self.oddest.append((row["score"], row["id"], row["p_value"]))
+            self.oddest = nlargest(ODDEST, self.oddest, key=lambda image: image[0])
 
 
 def score_source(
