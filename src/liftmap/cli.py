@@ -1,6 +1,7 @@
 """The `liftmap` command: parse, call, print. Heavy modules are imported where they are needed."""
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -475,6 +476,45 @@ def bench(
         speeds = measure_speed(detectors, pixels, rounds=rounds, whole=whole, on_round=on_round)
     alone = latency(detectors[0], pixels)
     console.print(bench_table(dict(zip(names, speeds, strict=True)), alone, len(pixels)))
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Model folder, packaged name or hub id.")],
+    host: Annotated[str, typer.Option(help="Address; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 8000,
+    method: MethodOption = "fast",
+    false_alarms: RateOption = 0.05,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LIFTMAP_API_KEY", help="Clients must send it as X-API-Key.", show_envvar=True
+        ),
+    ] = None,
+    most_bytes: Annotated[int, typer.Option(help="Of a request.")] = 20_000_000,
+    most_images: Annotated[int, typer.Option(help="In a request.")] = 64,
+    most_waiting: Annotated[int, typer.Option(help="Images in the queue.")] = 256,
+    seconds: Annotated[float, typer.Option(help="A request is given up after.")] = 60.0,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+) -> None:
+    """An HTTP service and a page that score and explain images (extra: serve)."""
+    from liftmap.errors import MissingExtraError
+
+    try:
+        import uvicorn
+
+        from liftmap.serve.app import ServiceSettings, create_app
+    except ImportError as error:
+        raise MissingExtraError(error.name or "fastapi", "serve") from error
+    settings = ServiceSettings(
+        false_alarms, api_key, most_bytes, most_images, most_waiting, seconds
+    )
+    detector = _detector(model, _method(method, None, None, None), device, precision, None)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    served = create_app(detector, settings)
+    console.print(f"http://{host}:{port}  (documentation of the interface: /docs)")
+    uvicorn.run(served, host=host, port=port, log_level="warning")
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""The detector behind an HTTP address: requests are batched together; extra "serve"."""

@@ -1,0 +1,148 @@
+"""Scores images of many requests together: a bounded queue, one worker, full batches."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from liftmap.detector import Detector
+
+Answer = TypeVar("Answer")
+
+
+class BusyError(Exception):
+    """Too many images wait already; `after` is about how many seconds until there is room."""
+
+    def __init__(self, after: float) -> None:
+        super().__init__(f"too many images wait: try again in {after:.0f} s")
+        self.after = after
+
+
+class OneScore(NamedTuple):
+    """What is said of one image."""
+
+    score: float
+    p_value: float
+    attempts: int
+
+
+class Batcher:
+    """Takes images from any number of coroutines and scores as many at once as fit.
+
+    Everything that touches the model runs in one thread: batches, and whatever `call` is given.
+    """
+
+    def __init__(self, detector: Detector, *, most_waiting: int = 256, gather: float = 0.01):
+        """Prepare; `start` sets to work.
+
+        Args:
+            most_waiting: images beyond this are refused.
+            gather: seconds that the first image of a batch waits for company.
+        """
+        self.detector, self.most_waiting, self.gather = detector, most_waiting, gather
+        self._waiting: asyncio.Queue[tuple[Tensor, asyncio.Future[OneScore]]] = asyncio.Queue()
+        self._pending = 0  # asked for and not answered
+        self._thread = ThreadPoolExecutor(1, "liftmap")
+        self._worker: asyncio.Task[None] | None = None
+        self._rate = 10.0  # images a second, of late
+        self.on_batch: Callable[[int, float], None] = lambda images, seconds: None
+
+    @property
+    def pending(self) -> int:
+        """Images asked for and not yet answered."""
+        return self._pending
+
+    @property
+    def running(self) -> bool:
+        """Whether images are taken."""
+        return self._worker is not None
+
+    def start(self) -> None:
+        """Begin to take images; within a running event loop."""
+        self._worker = asyncio.create_task(self._work())
+
+    async def stop(self) -> None:
+        """Take no more, answer all that was taken, then end."""
+        worker, self._worker = self._worker, None
+        while worker and self._pending and not worker.done():
+            await asyncio.sleep(0.01)
+        if worker:
+            worker.cancel()
+        self._thread.shutdown()
+
+    async def score(self, images: list[UInt8[Tensor, "c h w"]]) -> list[OneScore]:
+        """Scores of prepared images, in their order.
+
+        Raises:
+            BusyError: not all of them fit into the queue, so that none was taken; or it is closing.
+        """
+        if not self.running or self._pending + len(images) > self.most_waiting:
+            raise BusyError(max(1.0, self._pending / self._rate))
+        self._pending += len(images)
+        loop = asyncio.get_running_loop()
+        asked: list[asyncio.Future[OneScore]] = []
+        for image in images:
+            asked.append(loop.create_future())
+            self._waiting.put_nowait((image, asked[-1]))
+        return await asyncio.gather(*asked)
+
+    async def call(self, function: Callable[[], Answer]) -> Answer:
+        """Run something else that needs the model, between batches."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await self._next_batch()
+            begun = loop.time()
+            try:
+                scores = await loop.run_in_executor(
+                    self._thread, self._score, [image for image, _ in batch]
+                )
+            except Exception as error:  # whatever it was, each request must hear of it
+                self._answer(batch, [error] * len(batch))
+                continue
+            seconds = loop.time() - begun
+            self._rate = 0.8 * self._rate + 0.2 * len(batch) / max(seconds, 1e-3)
+            self._answer(batch, scores)
+            self.on_batch(len(batch), seconds)
+
+    async def _next_batch(self) -> list[tuple[Tensor, asyncio.Future[OneScore]]]:
+        """The first that waits, and what comes within `gather` seconds, up to a full batch."""
+        batch = [await self._waiting.get()]
+        end = asyncio.get_running_loop().time() + self.gather
+        while len(batch) < self.detector.batch:
+            left = end - asyncio.get_running_loop().time()
+            try:
+                batch.append(await asyncio.wait_for(self._waiting.get(), max(0.0, left)))
+            except TimeoutError:
+                break
+        return batch
+
+    def _score(self, images: list[Tensor]) -> list[OneScore]:
+        found = self.detector.score_pixels(torch.stack(images))
+        p_values = self.detector.calibration.p_values(found.scores)
+        return [
+            OneScore(score, p, attempts)
+            for score, p, attempts in zip(
+                found.scores.tolist(), p_values.tolist(), found.attempts.tolist(), strict=True
+            )
+        ]
+
+    def _answer(
+        self,
+        batch: list[tuple[Tensor, asyncio.Future[OneScore]]],
+        answers: Sequence[OneScore | Exception],
+    ) -> None:
+        for (_, asked), answer in zip(batch, answers, strict=True):
+            self._pending -= 1
+            if asked.done():  # its request gave up
+                continue
+            if isinstance(answer, Exception):
+                asked.set_exception(answer)
+            else:
+                asked.set_result(answer)
