@@ -170,6 +170,19 @@ def test_score_speaks_to_scripts_by_json_and_exit_code(
     assert "need 0 to 1" in words(bad)
 
 
+def test_explain_draws_a_row_an_image_and_says_it_in_words(
+    images: Path, model: Path, tmp_path: Path
+) -> None:
+    (images / "001.png").write_text("no image")
+    output = tmp_path / "why.png"
+    asked = ("--model", model, "--output", output)
+    done = words(liftmap("explain", images / "000.png", images / "001.png", *asked))
+    assert "000.png: score" in done and "in-domain images look" in done
+    assert "skipped" in done and output.exists()
+    refused = liftmap("explain", images / "001.png", *asked, code=1)
+    assert "none of the images could be read" in words(refused)
+
+
 def test_report_is_one_file_about_a_scored_folder(
     images: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from liftmap.errors import LiftmapError, SettingsError
+from liftmap.errors import ImageError, LiftmapError, SettingsError
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -248,6 +248,39 @@ def score(
         _write_report(output, detector, opened, report, false_alarms, opened.name)
     if fail_if_flagged is not None and summary.flagged > fail_if_flagged * summary.scored:
         raise typer.Exit(3)
+
+
+@app.command()
+def explain(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    model: ModelOption,
+    output: Annotated[Path, typer.Option(help="PNG to write, a row an image.")] = Path(
+        "explained.png"
+    ),
+    method: MethodOption = "fast",
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+) -> None:
+    """Why an image was flagged: what was hidden, what the model drew there, where it differs."""
+    from liftmap.explanation import draw_explanations, in_words
+
+    detector = _detector(model, _method(method, None, None, None), device, precision, None)
+    found, titles = [], []
+    for path in images:
+        try:
+            found.append(detector.explain(path))
+        except ImageError as error:
+            complaints.print(f"[yellow]skipped[/] {escape(str(path))}: {escape(str(error))}")
+            continue
+        told = f"score {found[-1].score:.3f}"
+        if (p_value := found[-1].p_value) is not None:
+            told += f", p {p_value:.4f}: {in_words(p_value)}"
+        console.print(f"{escape(str(path))}: {told}", soft_wrap=True)
+        titles.append(path.name)
+    if not found:
+        raise ImageError("none of the images could be read")
+    draw_explanations(found, output, titles=titles)
+    console.print(f"written: {output}")
 
 
 @app.command("report")

@@ -41,6 +41,19 @@ class Explanation:
         return int((self.evidence - self.score).abs().argmin())
 
 
+def in_words(p_value: float) -> str:
+    """A p-value as people say it.
+
+    >>> in_words(0.0048)
+    'about 1 in 208 in-domain images looks this odd'
+    >>> in_words(0.6)
+    'about 60 in 100 in-domain images look this odd'
+    """
+    if p_value > 0.1:
+        return f"about {round(100 * p_value)} in 100 in-domain images look this odd"
+    return f"about 1 in {int(1 / p_value + 1e-9)} in-domain images looks this odd"
+
+
 def draw_explanations(
     explanations: list[Explanation],
     path: Path,

@@ -176,7 +176,7 @@ def test_the_log_holds_no_names_and_no_pixels(
 def test_settings_and_models_that_can_not_serve_are_refused() -> None:
     with pytest.raises(SettingsError, match="would never fit the queue"):
         ServiceSettings(most_images=10, most_waiting=5)
-    with pytest.raises(SettingsError, match="seconds=0.0"):
+    with pytest.raises(SettingsError, match=r"seconds=0\.0"):
         ServiceSettings(seconds=0.0)
     with pytest.raises(CalibrationError, match="no calibration"):
         create_app(small_detector())

@@ -14,7 +14,7 @@ from PIL import Image
 from liftmap.calibrate import Calibration
 from liftmap.detector import Detector
 from liftmap.errors import ImageError, SettingsError
-from liftmap.explanation import Explanation, draw_explanations
+from liftmap.explanation import Explanation, draw_explanations, in_words
 from liftmap.images.sources import Source
 
 SHOWN = 24  # images in the gallery
@@ -117,19 +117,6 @@ def collect(
         gallery=gallery,
         settings=_settings(detector),
     )
-
-
-def in_words(p_value: float) -> str:
-    """A p-value as people say it.
-
-    >>> in_words(0.0048)
-    'about 1 in 208 in-domain images looks this odd'
-    >>> in_words(0.6)
-    'about 60 in 100 in-domain images look this odd'
-    """
-    if p_value > 0.1:
-        return f"about {round(100 * p_value)} in 100 in-domain images look this odd"
-    return f"about 1 in {int(1 / p_value + 1e-9)} in-domain images looks this odd"
 
 
 def _flags(calibration: Calibration, rate: float, images: int) -> Any:

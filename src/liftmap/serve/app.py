@@ -29,9 +29,8 @@ from torch import Tensor
 
 from liftmap.detector import Detector
 from liftmap.errors import CalibrationError, ImageError, SettingsError
-from liftmap.explanation import Explanation, draw_explanations
+from liftmap.explanation import Explanation, draw_explanations, in_words
 from liftmap.images.prepare import decode
-from liftmap.report.collect import in_words
 from liftmap.serve.batcher import Batcher, BusyError, OneScore
 
 log = logging.getLogger("liftmap.serve")
