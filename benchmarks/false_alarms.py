@@ -17,8 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="fashion-mnist")
     parser.add_argument("--scores", type=Path, required=True, help="table of in-domain test images")
+    parser.add_argument("--method", default="fast")
     asked = parser.parse_args()
-    calibration = Detector.from_pretrained(asked.model).calibration
+    calibration = Detector.from_pretrained(asked.model, method=asked.method).calibration
     scores = torch.tensor(read_scores(asked.scores))
     n, known = len(scores), len(calibration.scores)
     print(f"{n} test images against {known} calibration scores\n")
