@@ -235,7 +235,6 @@ class _Row:
         except CalibrationError:
             pass
         train, held_out = training_split(self._prepared(p), load_checkpoint(self.task.model))
-        self.listener.on_cell(f"{self.name} learns", self.task.train.name, len(train))
         scorer.learn(train, held_out, on_batch=self._on_batch())
 
     def _prepared(self, preparation: Preparation) -> PreparedImages:
@@ -253,6 +252,8 @@ class _Row:
 
         def on_batch(done: int, total: int) -> None:
             nonlocal before
+            if not before:  # only the method knows how many of the images it learns from
+                self.listener.on_cell(f"{self.name} learns", self.task.train.name, total)
             self.listener.on_image(done - before)
             before = done
 
