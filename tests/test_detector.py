@@ -252,3 +252,15 @@ def test_a_preparation_of_another_size_is_refused() -> None:
     checkpoint.about["preparation"] = {"height": 32, "width": 32, "channels": 1, "breadth": 3}
     with pytest.raises(ModelError, match="breadth"):
         Detector(checkpoint)
+
+
+def test_rows_that_even_out_a_batch_change_nothing() -> None:
+    """33 rows are made 48 by repeating the last: the same distances and explanation."""
+    detector = small_detector(small_method(attempts=3))
+    images = pixels(11)
+    together = detector.measure(images)
+    detector.rows = 3
+    assert torch.allclose(together, detector.measure(images), rtol=1e-3)
+    many = small_detector(small_method(attempts=35))
+    found = many.explain(images[0])
+    assert len(found.redraws) == len(found.maps) == len(found.evidence) == 35

@@ -33,6 +33,8 @@ from liftmap.masks import hidden_masks
 from liftmap.method import Method, find_method
 from liftmap.scorer import preparation_of
 
+EVEN = 16  # larger batches of redraws are multiples of this
+
 
 class Scored(NamedTuple):
     """Scores of a batch, higher = more out-of-distribution, and what they come from."""
@@ -187,14 +189,17 @@ class Detector:
     def _redraws(
         self, batch: _Batch, images: Tensor, first: int, last: int
     ) -> Iterable[tuple[Tensor, ...]]:
-        """Some attempts of some images, `self.rows` at a time: (redraw, image index, rows)."""
+        """Some attempts of some images, `self.rows` at a time: (redraw, image index, rows).
+
+        The last row may come several times, alike each time (`_evened`).
+        """
         method = self.method
         channels, height, width = batch.original.shape[1:]
         masks = hidden_masks(method.mask, height, width, method.attempts, seed=method.seed)
         each = last - first
         total, begin = len(images) * each, 0
         while begin < total:
-            rows = torch.arange(begin, min(total, begin + self.rows))
+            rows = _evened(torch.arange(begin, min(total, begin + self.rows)))
             index, attempt = images[rows // each], first + rows % each
             pairs = zip(index.tolist(), attempt.tolist(), strict=True)
             row_seeds = [attempt_seed(batch.seeds[i], method.seed, a) for i, a in pairs]
@@ -206,7 +211,7 @@ class Detector:
                 self._halve_rows(error)
                 continue
             yield redraw, index.to(self.device), rows
-            begin += len(rows)
+            begin = int(rows[-1]) + 1
 
     def _redraw(self, original: Tensor, hidden: Tensor, noise: ImageNoise) -> Tensor:
         method = self.method
@@ -259,7 +264,8 @@ class Detector:
             maps.append(first.maps(batch.references[0], redraw, index).float().cpu())
             values.append(self._values(batch.references, redraw, index))
         height, width = batch.original.shape[2:]
-        distances, rule = torch.cat(values)[None], self.rule
+        attempts = method.attempts
+        distances, rule = torch.cat(values)[None, :attempts], self.rule
         rule.check(method.distance)
         score = rule.scores(distances, method.aggregate)
         known = self.checkpoint.about.get("calibrations", {})
@@ -267,8 +273,8 @@ class Detector:
         return Explanation(
             original=batch.original[0].cpu(),
             hidden=hidden_masks(method.mask, height, width, method.attempts, seed=method.seed),
-            redraws=torch.cat(redraws),
-            maps=torch.cat(maps),
+            redraws=torch.cat(redraws)[:attempts],
+            maps=torch.cat(maps)[:attempts],
             evidence=rule.evidence(distances)[0],
             score=score.item(),
             p_value=p_value,
@@ -390,6 +396,17 @@ class Detector:
             save_checkpoint(self.checkpoint, Path(folder))
         else:
             save_about(self.checkpoint, Path(folder))
+
+
+def _evened(rows: Int[Tensor, "n"]) -> Int[Tensor, "m"]:
+    """The rows, of more than 32 the last repeated until they are a multiple of 16.
+
+    The CPU's library keeps code and buffers for each shape of batch that it has met. How many
+    images go on after a look differs from batch to batch; so they share a few shapes.
+    """
+    if len(rows) <= 2 * EVEN:
+        return rows
+    return torch.cat([rows, rows[-1:].expand(-len(rows) % EVEN)])
 
 
 def _as_list(images: Picture | Iterable[Picture]) -> list[Picture]:
