@@ -12,7 +12,6 @@ PAGE = Page(
     rows=[("a.png", 1.0, 0.01, 4), ("</script><b>.png", 0.1, 0.8, 2)],
     skipped=[("c.png", "the file is empty")],
     calibration=[0.0, 0.5, 2.0],
-    threshold=2.0,
     expected=(0.0, 1.0),
     surprise=0.4,
     windows=[],

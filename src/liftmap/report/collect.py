@@ -50,7 +50,6 @@ class Page:
     rows: list[tuple[str, float, float, int]]
     skipped: list[tuple[str, str]]
     calibration: list[float]
-    threshold: float
     expected: tuple[float, float]
     surprise: float
     windows: list[tuple[int, int, int, float, float]]
@@ -97,7 +96,7 @@ def collect(
         else:
             rows.append((row["id"], row["score"], row["p_value"], row["attempts"]))
     calibration = detector.calibration
-    threshold = calibration.threshold(rate)
+    calibration.threshold(rate)  # refuses a rate that it can't support
     flags = np.array([row[2] <= rate + 1e-12 for row in rows], dtype=bool)
     low, high = interval(calibration, rate, len(rows))
     order = sorted(range(len(rows)), key=lambda i: (rows[i][2], -rows[i][1]))[:shown]
@@ -110,7 +109,6 @@ def collect(
         rows=rows,
         skipped=skipped,
         calibration=list(calibration.scores),
-        threshold=threshold,
         expected=(low, high),
         surprise=surprise(calibration, rate, len(rows), int(flags.sum())),
         windows=windows(calibration, rate, flags),
