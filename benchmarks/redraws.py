@@ -1,7 +1,7 @@
 """Redraws measured once and scored in many ways: shared by the benchmarks of steps and speed.
 
-A run keeps ten attempts' distances by LPIPS, MSE and SSIM, so that it serves every number of
-attempts and every combination of distances: the first attempts of ten are those of a shorter
+A run keeps all attempts' distances by LPIPS, MSE and SSIM, so that it serves every smaller number
+of attempts and every combination of distances: the first attempts of ten are those of a shorter
 method.
 """
 
@@ -30,26 +30,34 @@ SAMPLERS = {
 
 
 def sampler(name: str) -> SamplerSettings:
-    """The sampler "paper", "reference" or SPACING-STEPS[@START], such as quadratic-5@0.5.
+    """The sampler "paper", "reference" or [renoise-]SPACING-STEPS[@START], as quadratic-5@0.5.
 
-    The last is stochastic DDIM; its path begins at noise time START, or 1.
+    The last is stochastic DDIM unless it says renoise; its path begins at noise time START, or 1.
     """
     if name in SAMPLERS:
         return SAMPLERS[name]
-    path, _, start = name.partition("@")
+    kind = "renoise" if name.startswith("renoise-") else "ddim"
+    path, _, start = name.removeprefix("renoise-").partition("@")
     spacing, _, steps = path.rpartition("-")
-    return SamplerSettings("ddim", int(steps), spacing, float(start or 1))
+    return SamplerSettings(kind, int(steps), spacing, float(start or 1))
 
 
-def measured(model: str, name: str, spec: str, work: Path, limit: int | None = None) -> Tensor:
+def measured(
+    model: str,
+    name: str,
+    spec: str,
+    work: Path,
+    limit: int | None = None,
+    attempts: int = ATTEMPTS,
+) -> Tensor:
     """Distances (n, attempts, kinds) of a source's images, from an earlier run or a new one.
 
     work: a folder of one model's runs.
     """
     place = "-".join(Path(spec).parts[-2:]).replace(":", "-")
-    table = work / f"{place}-{limit or 'all'}-{name}.parquet"
+    table = work / f"{place}-{limit or 'all'}-{name}x{attempts}.parquet"
     if not table.exists():
-        method = Method(sampler=sampler(name), attempts=ATTEMPTS, distance="+".join(KINDS))
+        method = Method(sampler=sampler(name), attempts=attempts, distance="+".join(KINDS))
         detector = Detector.from_pretrained(model, method=method)
         source = take(open_source(spec), limit)
         with ScoreProgress(Console(stderr=True), source.count(), table.stem) as on_batch:

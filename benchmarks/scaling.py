@@ -72,7 +72,7 @@ def by_size(sizes: list[int], preset_name: str, channels: int) -> None:
 
 def by_work(model: str) -> None:
     fast = METHODS["fast"]
-    grid = [(steps, attempts) for steps in (2, 5, 10, 20) for attempts in (1, 2, 4, 10)]
+    grid = [(steps, attempts) for steps in (1, 3, 7, 14) for attempts in (1, 2, 4)]
     detectors = [
         Detector.from_pretrained(
             model,
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="*", default=[1, 100, 2000, 60000])
     parser.add_argument("--steps", type=int)
     parser.add_argument("--attempts", type=int)
-    parser.add_argument("--sizes", type=int, nargs="*", default=[28, 32, 64, 128, 256])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[32, 64, 128, 256])
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--no-work", action="store_true", help="leave steps and attempts out")

@@ -1,10 +1,10 @@
 """Methods side by side: AUROC, network evaluations, seconds an image, and the frontier of both.
 
 A method is SAMPLERxATTEMPTS:DISTANCE, the sampler as in `steps.py`: paperx10:lpips is the paper's,
-quadratic-5@0.5x4:lpips+ssim takes four attempts of five steps from noise time
-0.5. The first is what the others are
-compared with, on the same images. Scales of combined distances are the model's. Timing is done
-apart from the scores, all methods in turn in one process, on full batches of the in-domain images.
+renoise-quadratic-5@0.5x2:lpips+ssim takes two attempts of five steps from noise time 0.5. The first
+is what the others are compared with, on the same images. Scales of combined distances are the
+model's. Timing is done apart from the scores, all methods in turn in one process, on full batches
+of the in-domain images.
 
     python benchmarks/speed.py --in FashionMNIST/t10k-images-idx3-ubyte.gz \\
         --out MNIST/t10k-images-idx3-ubyte.gz "KMNIST/t10k-images-idx3-ubyte.gz[8000:]" --work DIR
@@ -90,7 +90,11 @@ def main() -> None:
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=["referencex10:lpips", "quadratic-10x10:lpips", "quadratic-5@0.5x4:lpips+ssim"],
+        default=[
+            "referencex10:lpips",
+            "renoise-quadratic-7@0.5x4:lpips+ssim",
+            "renoise-quadratic-5@0.5x2:lpips+ssim",
+        ],
     )
     asked = parser.parse_args()
     methods = [named(text) for text in asked.methods]

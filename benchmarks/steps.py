@@ -144,8 +144,8 @@ def main() -> None:
     parser.add_argument(
         "--samplers",
         nargs="+",
-        default=["quadratic-10", "quadratic-5", "quadratic-5@0.5", "reference"],
-        help="SPACING-STEPS[@START], or reference",
+        default=["renoise-quadratic-7@0.5", "renoise-quadratic-5@0.5", "quadratic-10", "reference"],
+        help="[renoise-]SPACING-STEPS[@START], or reference",
     )
     parser.add_argument("--attempts", type=int, nargs="+", default=[10, 4, 2])
     parser.add_argument("--distances", nargs="+", default=["lpips", "mse", "ssim", "lpips+ssim"])
@@ -158,24 +158,28 @@ def main() -> None:
     asked = parser.parse_args()
     detector = Detector.from_pretrained(asked.model)
 
-    def sides(names: list[str], count: int, others: list[str]) -> dict[str, Sides]:
+    def sides(names: list[str], count: int, attempts: int, others: list[str]) -> dict[str, Sides]:
         specs = write_validation(detector, asked.source, asked.root, asked.work, count)
+
+        def distances(name: str, spec: str) -> Tensor:
+            return measured(asked.model, name, spec, asked.work, attempts=attempts)
+
         found = {}
         for name in names:
-            normal, shifted = (measured(asked.model, name, s, asked.work) for s in specs)
-            more = {Path(x).stem: measured(asked.model, name, x, asked.work) for x in others}
+            normal, shifted = (distances(name, spec) for spec in specs)
+            more = {Path(spec).stem: distances(name, spec) for spec in others}
             found[name] = Sides(normal, shifted, more)
         return found
 
     print(f"{asked.many} + {asked.many} images")
-    many = sides(asked.samplers, asked.many, asked.others)
+    many = sides(asked.samplers, asked.many, max(asked.attempts), asked.others)
     print("\n".join(table(many, asked.attempts, asked.distances)))
     if asked.early_stop:
         most, distance = [n for n in asked.attempts if n > PAIR], METHODS["fast"].distance
         print(f"\nstopping early after a pair of attempts, {distance}")
         print("\n".join(early_stops(many, most, distance, asked.early_stop)))
     if asked.few:
-        few = sides(["paper", "reference"], asked.few, [])
+        few = sides(["paper", "reference"], asked.few, 10, [])
         paper, reference = (np.concatenate(scored(few[n], 10, "lpips")[:2]) for n in few)
         together = np.corrcoef(paper, reference)[0, 1]
         print(f"\n{asked.few} + {asked.few} images; paper and reference correlate {together:.3f}")

@@ -20,6 +20,7 @@ from liftmap.baselines.mahalanobis import Mahalanobis
 from liftmap.baselines.mixture import Candidate
 from liftmap.baselines.msma import MSMA
 from liftmap.baselines.on_diffusion import ByDensity
+from liftmap.baselines.projection_regret import ProjectionRegret
 from liftmap.baselines.trained import Trained
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint
@@ -55,9 +56,11 @@ SCORERS: dict[str, Callable[[], Scorer]] = {
     "msma": lambda: MSMA(checkpoint(), device="cpu", precision="float32"),
     "diffpath": lambda: DiffPath(checkpoint(), device="cpu", precision="float32"),
     "ddpm-ood": lambda: DDPMOOD(checkpoint(), device="cpu"),
+    "projection-regret": lambda: ProjectionRegret(checkpoint(), device="cpu"),
 }
 
-LEARN = [name for name in SCORERS if name not in ("likelihood", "input-complexity")]
+NOTHING_TO_LEARN = ("likelihood", "input-complexity", "projection-regret")
+LEARN = [name for name in SCORERS if name not in NOTHING_TO_LEARN]
 
 
 @pytest.fixture(autouse=True)

@@ -47,7 +47,9 @@ def stripes() -> Tensor:
     return hidden
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler-maruyama", "reverse-diffusion", "dpm-solver++"])
+@pytest.mark.parametrize(
+    "name", ["ddim", "renoise", "euler-maruyama", "reverse-diffusion", "dpm-solver++"]
+)
 @pytest.mark.parametrize("process", [VP(), VE(0.01, 10.0)], ids=["vp", "ve"])
 def test_known_pixels_return_unchanged(name: str, process: Process) -> None:
     original = torch.rand(3, 1, SIDE, SIDE) * 2 - 1

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from liftmap.errors import ImageError, LiftmapError, SettingsError
+from liftmap.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -27,6 +28,7 @@ class _Group(typer.core.TyperGroup):
     """Shows liftmap's own errors as one message, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        keep_freed_memory()
         try:
             return super().invoke(ctx)
         except LiftmapError as error:
@@ -62,7 +64,7 @@ ModelOption = Annotated[str, typer.Option(help="Model folder, packaged name or h
 MethodOption = Annotated[
     str,
     typer.Option(
-        help="fast (20 to 40 network evaluations an image), quick (10 to 20), or paper (10,000)."
+        help="fast (14 to 28 network evaluations an image), quick (10), or paper (10,000)."
     ),
 ]
 StepsOption = Annotated[int | None, typer.Option(help="Sampler steps instead of the method's.")]

@@ -1,5 +1,6 @@
 """Every sampler on data with a closed form: a Gaussian, and a mixture of two."""
 
+import itertools
 import math
 
 import pytest
@@ -96,6 +97,37 @@ def test_ancestral_ddim_is_ddpms_posterior() -> None:
     assert mean == pytest.approx(published)
 
 
+def test_renoising_contracts_a_gaussian_as_its_closed_form_says() -> None:
+    """Each step predicts the posterior mean, mean + gain (x - alpha mean), and noises it afresh."""
+    process, settings = VP(), SamplerSettings("renoise", 5, "quadratic", start=0.5)
+    spread = process.sigma(torch.tensor(0.5, dtype=torch.float64)).item()
+    variance = spread**2  # of x - alpha mean, if x starts as noise around alpha mean
+    times = grid(process, 5, "quadratic", start=0.5).tolist()
+    for t, s in itertools.pairwise(times):
+        at = levels_of(process, t, s)
+        gain = at.alpha_t * STD**2 / (at.alpha_t**2 * STD**2 + at.sigma_t**2)
+        variance = at.alpha_s**2 * gain**2 * variance + at.sigma_s**2
+    generator = torch.Generator().manual_seed(2)
+
+    def draw() -> Tensor:
+        return torch.randn((2, 1, 110, 110), generator=generator, dtype=torch.float64)
+
+    x = process.alpha(torch.tensor(0.5, dtype=torch.float64)) * MEAN + spread * draw()
+    drawn = sample(ExactDenoiser(process, [MEAN], [STD], [1.0]), x, draw, settings)
+    assert drawn.mean().item() == pytest.approx(MEAN, abs=0.01)
+    assert drawn.std().item() == pytest.approx(math.sqrt(variance), rel=0.02)
+    assert drawn.std().item() < 0.8 * STD, "narrower than the distribution itself"
+
+
+def test_renoising_is_ddim_where_all_noise_is_fresh_anyway() -> None:
+    """Where next to nothing is left of the image at t, DDIM's step with eta = 1 is the same."""
+    process, still = VP(0.1, 40.0), torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    denoiser = ExactDenoiser(process, [MEAN], [STD], [1.0])
+    settings = [SamplerSettings(name, 2) for name in ("renoise", "ddim")]
+    ends = [sample(denoiser, still, lambda: still + 0.7, one) for one in settings]
+    assert torch.allclose(*ends, atol=1e-3)
+
+
 @pytest.mark.parametrize("spacing", ["time", "quadratic", "log-snr"])
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_grids_fall_from_start_to_zero(spacing: str, steps: int) -> None:
@@ -120,7 +152,7 @@ def test_clipping_keeps_the_predicted_image_in_range() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "heun"}, "need one of ddim, euler-maruyama"),
+        ({"name": "heun"}, "need one of ddim, renoise"),
         ({"steps": 0}, "steps=0"),
         ({"eta": 1.5}, "eta=1.5"),
         ({"start": 0.0}, "start=0"),

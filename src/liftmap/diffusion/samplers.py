@@ -26,7 +26,7 @@ SPACINGS = ("time", "quadratic", "log-snr")
 class SamplerSettings:
     """Which sampler, in how many steps.
 
-    name: "ddim", "euler-maruyama", "reverse-diffusion" or "dpm-solver++".
+    name: "ddim", "renoise", "euler-maruyama", "reverse-diffusion" or "dpm-solver++".
     steps: levels visited before time 0; each costs one network evaluation.
     spacing: levels uniform in "time", in its square root ("quadratic") or in "log-snr".
     start: the noise time in (0, 1] that the path begins at. Below 1 the first levels are left out,
@@ -149,6 +149,24 @@ def ddim(
     return mean + fresh * draw() if fresh > 0 else mean
 
 
+def renoise(
+    x: Tensor,
+    prediction: Prediction,
+    at: Levels,
+    draw: Draw,
+    memory: Memory,
+    settings: SamplerSettings,
+) -> Tensor:
+    """DDIM's step with all its noise fresh: sigma of its eq. 12 at the most, beyond eta = 1.
+
+    So consistency models are sampled (Song et al. 2023, Algorithm 1). With a denoiser's mean in
+    place of a sample, redraws come out closer to the mean of what fits, and vary less, than the
+    model's own distribution asks: as evidence they are better (docs/results/steps.md).
+    """
+    mean: Tensor = at.alpha_s * prediction.image
+    return mean + at.sigma_s * draw() if at.sigma_s > 0 else mean
+
+
 def euler_maruyama(
     x: Tensor,
     prediction: Prediction,
@@ -209,6 +227,7 @@ def _half_log_snr(alpha: float, sigma: float) -> float:
 
 STEPS: dict[str, Step] = {
     "ddim": ddim,
+    "renoise": renoise,
     "euler-maruyama": euler_maruyama,
     "reverse-diffusion": reverse_diffusion,
     "dpm-solver++": dpm_solver_pp,

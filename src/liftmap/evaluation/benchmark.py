@@ -28,6 +28,7 @@ from liftmap.baselines.likelihood import InputComplexity, Likelihood
 from liftmap.baselines.likelihood_regret import LikelihoodRegret
 from liftmap.baselines.mahalanobis import Mahalanobis
 from liftmap.baselines.msma import MSMA
+from liftmap.baselines.projection_regret import ProjectionRegret
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
 from liftmap.errors import CalibrationError, ImageError, ModelError, SettingsError
@@ -91,6 +92,7 @@ ENTRANTS: dict[str, Entrant] = {
     "msma": _on_diffusion(MSMA, seeded=False),
     "diffpath": _on_diffusion(DiffPath, seeded=False),
     "ddpm-ood": _on_diffusion(DDPMOOD),
+    "projection-regret": _on_diffusion(ProjectionRegret),
 }
 
 
