@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
-from validation import held_out
+from validation import known_split
 
 from liftmap.detector import Detector
 from liftmap.terminal import CountProgress, about_table
@@ -26,13 +26,17 @@ def main() -> None:
     asked = parser.parse_args()
     console = Console()
     first = Detector.from_pretrained(asked.model)
-    first.checkpoint.about.pop("calibrations", None)
+    for known in ("calibrations", "density"):
+        first.checkpoint.about.pop(known, None)
     with TemporaryDirectory() as folder:
-        images = held_out(first, asked.source, asked.root, Path(folder) / "images.u8")
+        store = Path(folder) / "images.u8"
+        train, held_out = known_split(first, asked.source, asked.root, store)
         for method in asked.methods:
             detector = Detector(first.checkpoint, method=method)
             with CountProgress(console, method) as on_batch:
-                detector.calibrate(images, on_batch=on_batch)
+                if detector.method.norms and detector.density is None:
+                    detector.learn_density(train)
+                detector.calibrate(held_out, on_batch=on_batch)
     first.save(asked.model, weights=False)
     console.print(about_table(first))
 

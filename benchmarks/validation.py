@@ -36,21 +36,23 @@ def shifted(pixels: Tensor) -> Tensor:
     return out
 
 
-def held_out(detector: Detector, source: str, root: Path | None, store: Path) -> PreparedImages:
-    """The images that the model's training held out; all are prepared into `store`, once."""
+def known_split(
+    detector: Detector, source: str, root: Path | None, store: Path
+) -> tuple[PreparedImages, PreparedImages]:
+    """Images that the model was trained on, and held out; all are prepared into `store`, once."""
     if store.exists():
         p = detector.preparation
         images = PreparedImages(store, (p.channels, p.height, p.width))
     else:
         images = store_source(open_source(source, root=root), detector.preparation, store)
-    return training_split(images, detector.checkpoint)[1]
+    return training_split(images, detector.checkpoint)
 
 
 def write_validation(
     detector: Detector, source: str, root: Path | None, folder: Path, count: int
 ) -> tuple[str, str]:
     """Sources of `count` held-out images and of `count` other held-out ones, shifted."""
-    held = held_out(detector, source, root, folder / "images.u8")
+    _, held = known_split(detector, source, root, folder / "images.u8")
     if len(held) < 2 * count:
         raise SystemExit(f"{len(held)} images were held out: need {2 * count}")
     pixels = held.pixels(torch.arange(2 * count))

@@ -1,5 +1,6 @@
 """The contract that every scorer keeps, and what the detector adds to it."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import pixels, small_checkpoint, small_detector, small_method
+from tiny import pixels, small_checkpoint, small_detector, small_method, standard_density
 
-from liftmap.detector import Detector
+from liftmap.detector import COMPONENTS, Detector
 from liftmap.errors import CalibrationError, ImageError, ModelError
+from liftmap.images.store import PreparedImages
 from liftmap.masks import MaskSettings
+from liftmap.mixture import Mixture
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bf16", 1e-3)])
@@ -112,8 +115,8 @@ def test_several_distances_count_by_the_strongest_on_the_scale_of_normal_images(
     detector = small_detector(replace(small_method(attempts=4), distance="mse+ssim"))
     with pytest.raises(CalibrationError, match="no scales for mse\\+ssim"):
         detector.score_pixels(pixels(1))
-    distances = detector.measure(pixels(40))
-    calibration = detector.calibrate_on(distances)
+    found = detector.measure(pixels(40))
+    calibration, distances = detector.calibrate_on(found), found.distances
     rest = distances[[i for i in range(40) if i % 5]]
     log = distances[::5].log().flatten(0, 1)
     spread = (log.quantile(0.8413, 0) - log.quantile(0.1587, 0)) / 2
@@ -149,7 +152,7 @@ def test_images_that_look_normal_take_fewer_attempts_and_the_others_all(distance
     assert settled is not None
     images = pixels(30)
     scored = detector.score_pixels(images)
-    whole = detector.measure(images)
+    whole = detector.measure(images).distances
     assert set(scored.attempts.tolist()) >= {2, 6}
     for i, (score, took) in enumerate(zip(scored.scores, scored.attempts, strict=True)):
         assert scored.distances[i, :took].allclose(whole[i, :took], rtol=1e-3)
@@ -160,13 +163,85 @@ def test_images_that_look_normal_take_fewer_attempts_and_the_others_all(distance
 
 def test_the_settled_score_is_a_quantile_of_images_that_take_no_part_in_calibration() -> None:
     detector = stopping(distance="mse")
-    whole = detector.measure(pixels(60, seed=3))[..., 0]
+    whole = detector.measure(pixels(60, seed=3)).distances[..., 0]
     rule = torch.arange(60) % 5 == 0
     expected = whole[rule].quantile(0.5, dim=1).quantile(0.5).item()
     assert detector.rule.settled == pytest.approx(expected, rel=1e-4)
     assert len(detector.calibration.scores) == 48
     scores = detector.rule.scores(whole[~rule, :, None])
     assert detector.calibration.scores == pytest.approx(sorted(scores.tolist()), rel=1e-4)
+
+
+def with_norms(**changes: Any) -> Detector:
+    """Calibrated with score norms; in float32, since densities amplify rounding."""
+    method = replace(small_method(attempts=4), norms=True, **changes)
+    detector = small_detector(method, precision="float32")
+    detector.checkpoint.about["density"] = standard_density().to_json()
+    detector.calibrate_on(detector.measure(pixels(60, seed=3)))
+    return detector
+
+
+def test_score_norms_add_to_every_attempt_how_unusual_they_are() -> None:
+    detector, alone = with_norms(), small_detector(small_method(attempts=4), precision="float32")
+    images = pixels(5)
+    scored, usual = detector.score_pixels(images), detector.rule.surprise
+    assert usual is not None and scored.norms.shape == (5, 10)
+    # of a standard normal: minus the log-density is half the square, and a constant
+    surprise = 0.5 * scored.norms.double().square().sum(1) + 5 * math.log(2 * math.pi)
+    expected = alone.score_pixels(images).scores + (surprise - usual.centre) / usual.spread
+    assert torch.allclose(scored.scores, expected.float(), rtol=1e-4)
+    why = detector.explain(images[0, 0].numpy())
+    assert why.score == pytest.approx(scored.scores[0].item(), rel=1e-4)
+    assert detector.method.evaluations == 4 * 2 + 10
+
+
+@pytest.mark.parametrize("early_stop", [None, 0.5])
+def test_scores_with_norms_do_not_depend_on_the_batch(early_stop: float | None) -> None:
+    detector = with_norms(early_stop=early_stop, distance="mse+ssim")
+    images = pixels(9)
+    together = detector.score_pixels(images)
+    alone = [detector.score_pixels(images[i : i + 1]) for i in range(9)]
+    assert torch.allclose(torch.cat([a.scores for a in alone]), together.scores, rtol=1e-3)
+    assert torch.equal(torch.cat([a.attempts for a in alone]), together.attempts)
+
+
+def test_norms_without_their_scale_are_refused() -> None:
+    detector = small_detector(replace(small_method(), norms=True))
+    with pytest.raises(CalibrationError, match="no scales for score norms"):
+        detector.score_pixels(pixels(1))
+
+
+def test_a_model_without_a_density_learns_it_from_half_of_the_calibration_images() -> None:
+    detector = small_detector(replace(small_method(attempts=2), norms=True), precision="float32")
+    found = detector.measure(pixels(120))
+    detector.calibrate_on(found)
+    expected = Mixture.fit(found.norms[::2], COMPONENTS)
+    density = detector.density
+    assert density is not None
+    assert all(torch.equal(a, b) for a, b in zip(density, expected, strict=True))
+    assert len(detector.calibration.scores) == 48, "of the other 60, a fifth gives the scale"
+    detector.calibrate_on(found)
+    assert len(detector.calibration.scores) == 96, "the density is there now"
+    with pytest.raises(CalibrationError, match="score norms: 1 in-domain images"):
+        few = small_detector(detector.method)
+        few.calibrate_on(few.measure(pixels(2)))
+
+
+def test_learning_takes_the_density_from_the_training_images(tmp_path: Path) -> None:
+    stores = []
+    for name, count in (("train", 50), ("held", 20)):
+        path = tmp_path / name
+        path.write_bytes(pixels(count, seed=count).numpy().tobytes())
+        stores.append(PreparedImages(path, (1, 32, 32)))
+    detector = small_detector(replace(small_method(attempts=2), norms=True), precision="float32")
+    detector.learn(*stores)
+    expected = Mixture.fit(detector.measure(pixels(50, seed=50)).norms, COMPONENTS)
+    assert detector.density is not None
+    assert torch.allclose(detector.density.means, expected.means, atol=1e-3)
+    assert len(detector.calibration.scores) == 16
+    detector.checkpoint.about["density"] = {"means": "none"}
+    with pytest.raises(ModelError, match="density is damaged"):
+        detector.score_pixels(pixels(1))
 
 
 def test_without_a_calibration_all_attempts_are_taken() -> None:
@@ -179,7 +254,13 @@ def test_without_a_calibration_all_attempts_are_taken() -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    [None, {}, {"scales": None, "settled": "low"}, {"scales": {"centres": [1]}, "settled": None}],
+    [
+        None,
+        {},
+        {"scales": None, "surprise": None, "settled": "low"},
+        {"scales": {"centres": [1]}, "surprise": None, "settled": None},
+        {"scales": None, "surprise": {"centre": 0, "spread": 0}, "settled": None},
+    ],
 )
 def test_a_damaged_rule_is_reported(rule: object) -> None:
     detector = stopping()
@@ -258,9 +339,9 @@ def test_rows_that_even_out_a_batch_change_nothing() -> None:
     """33 rows are made 48 by repeating the last: the same distances and explanation."""
     detector = small_detector(small_method(attempts=3))
     images = pixels(11)
-    together = detector.measure(images)
+    together = detector.measure(images).distances
     detector.rows = 3
-    assert torch.allclose(together, detector.measure(images), rtol=1e-3)
+    assert torch.allclose(together, detector.measure(images).distances, rtol=1e-3)
     many = small_detector(small_method(attempts=35))
     found = many.explain(images[0])
     assert len(found.redraws) == len(found.maps) == len(found.evidence) == 35

@@ -31,7 +31,7 @@ def fit(
     preparation: Preparation = PREPARATION,
     learning_rate: float = 4e-4,
     **options: Any,
-) -> tuple[Checkpoint, PreparedImages]:
+) -> tuple[Checkpoint, PreparedImages, PreparedImages]:
     settings = TrainingSettings(
         steps=steps, batch=4, save_every_minutes=0.0, learning_rate=learning_rate
     )
@@ -51,7 +51,7 @@ def test_the_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
     made = fit(
         save_images(tmp_path / "i", 20), tmp_path / "m", listener=Listener(on_note=notes.append)
     )
-    assert len(made[1]) == 5
+    assert [len(part) for part in made[1:]] == [15, 5]
     assert notes == ["15 images to train on, 5 held out for calibration"]
     about = json.loads((tmp_path / "m" / "liftmap.json").read_text())["training"]
     assert (about["images"], about["steps"], len(about["loss_curve"])) == (15, 2, 2)
@@ -98,8 +98,8 @@ def test_another_source_or_a_folder_without_a_run_is_not_resumed(tmp_path: Path)
 
 def test_training_starts_from_another_models_weights_and_says_so(tmp_path: Path) -> None:
     images = save_images(tmp_path / "i", 8)
-    first, _ = fit(images, tmp_path / "a")
-    second, _ = fit(images, tmp_path / "b", initial=tmp_path / "a", learning_rate=1e-12)
+    first, *_ = fit(images, tmp_path / "a")
+    second, *_ = fit(images, tmp_path / "b", initial=tmp_path / "a", learning_rate=1e-12)
     stored = load_checkpoint(tmp_path / "a").unet.state_dict()
     for name, weight in second.unet.state_dict().items():
         torch.testing.assert_close(weight, stored[name])

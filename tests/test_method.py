@@ -13,10 +13,10 @@ def test_the_paper_method_is_the_published_protocol() -> None:
 
 
 def test_methods_are_found_by_name_and_told_apart() -> None:
-    with pytest.raises(SettingsError, match="fast, quick, paper"):
+    with pytest.raises(SettingsError, match="fast, redraws, quick, paper"):
         find_method("slow")
     keys = {m.key for m in METHODS.values()} | {Method(seed=1).key, Method(attempts=9).key}
-    assert len(keys) == 5
+    assert len(keys) == 6
     with pytest.raises(SettingsError, match="attempts=0"):
         Method(attempts=0)
     with pytest.raises(SettingsError, match=r"early_stop=1.5: need a quantile"):

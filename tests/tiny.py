@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from liftmap.aggregate import Rule, Scales
+from liftmap.aggregate import Rule, Scale, Scales
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.denoiser import Parametrisation
@@ -14,6 +14,7 @@ from liftmap.diffusion.network import Preset, build_unet
 from liftmap.diffusion.process import VP
 from liftmap.diffusion.samplers import SamplerSettings
 from liftmap.method import Method
+from liftmap.mixture import Mixture
 
 SMALL = Preset((32, 32), blocks=1, attention=(), patch=4)
 
@@ -36,10 +37,18 @@ def small_detector(method: Method | None = None, **options: object) -> Detector:
     return Detector(made, method=method or small_method(), device="cpu", **options)  # type: ignore[arg-type]
 
 
+def standard_density() -> Mixture:
+    """Ten independent standard normals."""
+    one = torch.ones(1, dtype=torch.float64)
+    centre, covariance = torch.zeros(10, dtype=torch.float64), torch.eye(10, dtype=torch.float64)
+    return Mixture(centre, one.expand(10), one, centre[None], covariance[None])
+
+
 def calibrated_model(folder: Path, count: int = 40) -> Path:
     """A model folder that `score` takes as it is, calibrated for the method `fast`."""
     detector = Detector(small_checkpoint(), device="cpu")
-    rule = Rule(Scales((-2.0, -1.0), (0.5, 0.5)), settled=0.5)
+    detector.checkpoint.about["density"] = standard_density().to_json()
+    rule = Rule(Scales((-2.0, -1.0), (0.5, 0.5)), Scale(200.0, 200.0), settled=0.5)
     detector.set_calibration([i / count for i in range(1, count + 1)], rule)
     detector.save(folder)
     return folder

@@ -14,6 +14,7 @@ from liftmap.errors import CalibrationError, SettingsError
 PAIR = 2  # attempts between two looks at a score: the alternating mask then hid every pixel
 SMALLEST = 1e-6  # distances below are taken as this one, so that a perfect redraw has a logarithm
 RULE_SHARE, RULE_MOST = 5, 200  # one in so many calibration images gives the rule, and at most
+BULK = (0.1587, 0.5, 0.8413)  # half the way from the first to the last: a normal deviation
 TRIM = 5  # the trimmed mean drops one in five attempts at each end, rounded down
 
 
@@ -123,7 +124,7 @@ class Scales:
             CalibrationError: a distance that is not finite, or all of a kind the same.
         """
         logs = distances.double().clamp_min(SMALLEST).log().flatten(0, 1)
-        low, centre, high = (logs.quantile(q, dim=0) for q in (0.1587, 0.5, 0.8413))
+        low, centre, high = (logs.quantile(q, dim=0) for q in BULK)
         try:
             return cls(tuple(centre.tolist()), tuple(((high - low) / 2).tolist()))
         except SettingsError as error:
@@ -143,14 +144,45 @@ class Scales:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Where a statistic lies on in-domain images, as `Scales` says it of distances' logarithms."""
+
+    centre: float
+    spread: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.centre) and math.isfinite(self.spread) and self.spread > 0):
+            raise SettingsError(f"{self}: need a finite centre and a finite spread above 0")
+
+    @classmethod
+    def from_values(cls, values: Float[Tensor, "n"]) -> "Scale":
+        """The scale of in-domain images' values.
+
+        Raises:
+            CalibrationError: a value that is not finite, or all the same.
+        """
+        low, centre, high = (values.double().quantile(q).item() for q in BULK)
+        try:
+            return cls(centre, (high - low) / 2)
+        except SettingsError as error:
+            raise CalibrationError(f"{len(values)} in-domain images: {error}") from error
+
+    def standard(self, values: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """The values in spreads above the centre."""
+        return (values - self.centre) / self.spread
+
+
+@dataclass(frozen=True)
 class Rule:
     """What a calibration fixes of scoring before it scores: a new image goes by the same rule.
 
-    scales: of the distances, if there are several; settled: the score below which an image takes no
-    more attempts, None if all images take all.
+    scales: of the distances, if there are several; surprise: of the images' surprise (minus the
+    log-density of their score norms), if the method asks for it; settled: the score below which an
+    image takes no more attempts, None if all images take all.
     """
 
     scales: Scales | None = None
+    surprise: Scale | None = None
     settled: float | None = None
 
     @classmethod
@@ -159,49 +191,68 @@ class Rule:
         distances: Float[Tensor, "n attempts kinds"],
         early_stop: float | None = None,
         how: str = "median",
+        surprise: Float[Tensor, "n"] | None = None,
     ) -> "Rule":
         """The rule of in-domain images; `early_stop` is the quantile of scores that is settled.
 
         Raises:
-            CalibrationError: no scale can be taken from the distances.
+            CalibrationError: no scale can be taken from the distances or the surprise.
         """
         scales = Scales.from_distances(distances) if distances.shape[2] > 1 else None
+        usual = None if surprise is None else Scale.from_values(surprise)
         if early_stop is None:
-            return cls(scales)
-        scores = aggregate(cls(scales).evidence(distances), how)
-        return cls(scales, scores.double().quantile(early_stop).item())
+            return cls(scales, usual)
+        scores = aggregate(cls(scales, usual).evidence(distances, surprise), how)
+        return cls(scales, usual, scores.double().quantile(early_stop).item())
 
     @classmethod
     def from_json(cls, stored: Any) -> "Rule":
         """Undo `dataclasses.asdict`; raises what malformed data raises, or SettingsError."""
-        scales, settled = stored["scales"], stored["settled"]
+        scales, surprise, settled = stored["scales"], stored["surprise"], stored["settled"]
         if settled is not None and not math.isfinite(settled):
             raise SettingsError(f"settled={settled}: need a finite score")
         if scales is not None:
             scales = Scales(tuple(scales["centres"]), tuple(scales["spreads"]))
-        return cls(scales, settled)
+        if surprise is not None:
+            surprise = Scale(surprise["centre"], surprise["spread"])
+        return cls(scales, surprise, settled)
 
-    def check(self, distance: str) -> None:
-        """Refuse several distances without scales.
+    def check(self, distance: str, *, norms: bool = False) -> None:
+        """Refuse several distances, or score norms, without scales.
 
         Raises:
             CalibrationError: the message says what to do.
         """
-        if "+" in distance and self.scales is None:
+        lacking = [distance] if "+" in distance and self.scales is None else []
+        lacking += ["score norms"] if norms and self.surprise is None else []
+        if lacking:
             raise CalibrationError(
-                f"the model has no scales for {distance}: run `liftmap calibrate` on in-domain "
-                "images that were not trained on, or take one distance alone"
+                f"the model has no scales for {' and '.join(lacking)}: run `liftmap calibrate` on "
+                "in-domain images that were not trained on, or take one distance alone"
             )
 
-    def evidence(self, distances: Float[Tensor, "b attempts kinds"]) -> Float[Tensor, "b attempts"]:
-        """A single distance as it is, of several the strongest on their scales."""
-        return distances[..., 0] if self.scales is None else self.scales.strongest(distances)
+    def evidence(
+        self,
+        distances: Float[Tensor, "b attempts kinds"],
+        surprise: Float[Tensor, "b"] | None = None,
+    ) -> Float[Tensor, "b attempts"]:
+        """A single distance as it is, of several the strongest on their scales.
+
+        The surprise, in spreads above what is usual, is added to each attempt's.
+        """
+        evidence = distances[..., 0] if self.scales is None else self.scales.strongest(distances)
+        if self.surprise is None or surprise is None:
+            return evidence
+        return evidence + self.surprise.standard(surprise)[:, None].to(evidence)
 
     def scores(
-        self, distances: Float[Tensor, "b attempts kinds"], how: str = "median"
+        self,
+        distances: Float[Tensor, "b attempts kinds"],
+        how: str = "median",
+        surprise: Float[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b"]:
         """Scores of images whose every attempt was measured: those beyond a stop don't count."""
-        evidence = self.evidence(distances)
+        evidence = self.evidence(distances, surprise)
         rows, attempts = evidence.shape
         return until_settled(
             lambda i, first, last: evidence[i, first:last], rows, attempts, self.settled, how
@@ -211,8 +262,10 @@ class Rule:
 def rule_rows(count: int) -> Int[Tensor, "_"]:
     """Which of so many calibration images give the rule: spread evenly, the first among them.
 
+    A fifth, but two if another is left: a scale needs as many.
+
     >>> rule_rows(11).tolist()
     [0, 5]
     """
-    chosen = min(RULE_MOST, max(1, count // RULE_SHARE))
+    chosen = min(RULE_MOST, max(1, min(2, count - 1), count // RULE_SHARE))
     return torch.arange(chosen) * count // chosen

@@ -64,7 +64,8 @@ ModelOption = Annotated[str, typer.Option(help="Model folder, packaged name or h
 MethodOption = Annotated[
     str,
     typer.Option(
-        help="fast (14 to 28 network evaluations an image), quick (10), or paper (10,000)."
+        help="fast (20 to 30 network evaluations an image), redraws (14 to 28), quick (10), or "
+        "paper (10,000)."
     ),
 ]
 StepsOption = Annotated[int | None, typer.Option(help="Sampler steps instead of the method's.")]
@@ -172,8 +173,9 @@ def calibrate(
     """Redo the calibration on normal images that were not trained on; resumes like score."""
     import torch
 
+    from liftmap.detector import Measured
     from liftmap.engines.local import score_source
-    from liftmap.engines.tables import read_distances
+    from liftmap.engines.tables import read_distances, read_norms
     from liftmap.terminal import ScoreProgress
 
     if not Path(model).is_dir():
@@ -185,7 +187,8 @@ def calibrate(
     table = Path(model) / "calibration.parquet"  # there only until it is taken into liftmap.json
     with ScoreProgress(console, opened.count()) as on_batch:
         score_source(detector, opened, table, to="distances", on_batch=on_batch)
-    detector.calibrate_on(torch.from_numpy(read_distances(table)[1]))
+    distances, norms = read_distances(table)[1], read_norms(table)
+    detector.calibrate_on(Measured(torch.from_numpy(distances), torch.from_numpy(norms)))
     detector.save(model, weights=False)
     table.unlink()
     _print_about(detector)
@@ -337,7 +340,7 @@ def evaluate(
         table = output / f"scores-{number}-{_slug(spec)}.parquet"
         with ScoreProgress(console, opened.count(), spec) as on_batch:
             summary = score_source(detector, opened, table, to="scores", on_batch=on_batch)
-        spent = chosen.attempt_evaluations * summary.attempts_an_image
+        spent = chosen.evaluations_of(summary.attempts_an_image)
         scores, skipped = read_scores(table), summary.skipped
         compared.append(Compared(spec, scores, spent, summary.computed, summary.seconds, skipped))
     name = method if chosen == _method(method, None, None, None) else f"{method}, changed"
@@ -414,7 +417,7 @@ def reproduce(
         list[str] | None, typer.Option("--only", help="Columns to fill; all by default.")
     ] = None,
     images: Annotated[int | None, typer.Option(help="Images a test set; all by default.")] = None,
-    method: MethodOption = "fast",
+    method: MethodOption = "redraws",
     root: RootOption = None,
     download: DownloadOption = False,
 ) -> None:

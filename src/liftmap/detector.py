@@ -20,6 +20,7 @@ from liftmap.calibrate import Calibration
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint, save_about, save_checkpoint
 from liftmap.diffusion.denoiser import Precision
 from liftmap.diffusion.noise import ImageNoise, attempt_seed
+from liftmap.diffusion.score_norms import score_norms
 from liftmap.diffusion.training import TrainingSettings
 from liftmap.distances import load_distances
 from liftmap.errors import CalibrationError, ModelError, SettingsError
@@ -31,9 +32,22 @@ from liftmap.images.store import PreparedImages
 from liftmap.inpaint import inpaint, noise_and_denoise
 from liftmap.masks import hidden_masks
 from liftmap.method import Method, find_method
+from liftmap.mixture import MOST, Candidate, Mixture
 from liftmap.scorer import preparation_of
 
+COMPONENTS = tuple(Candidate(k) for k in range(2, 21, 2))  # MSMA's, of the density
 EVEN = 16  # larger batches of redraws are multiples of this
+
+
+class Measured(NamedTuple):
+    """What scores come from: redraws' distances, and norms of the score if the method asks."""
+
+    distances: Float[Tensor, "b attempts kinds"]
+    norms: Float[Tensor, "b levels"]  # no levels if the method doesn't ask
+
+    def rows(self, chosen: Tensor) -> "Measured":
+        """Those images' alone."""
+        return Measured(self.distances[chosen], self.norms[chosen])
 
 
 class Scored(NamedTuple):
@@ -41,6 +55,7 @@ class Scored(NamedTuple):
 
     scores: Float[Tensor, "b"]
     distances: Float[Tensor, "b attempts kinds"]  # NaN where an attempt was not needed
+    norms: Float[Tensor, "b levels"]
     attempts: Int[Tensor, "b"]
 
 
@@ -122,7 +137,7 @@ class Detector:
             initial: a model to go on from, as `from_pretrained` takes it; `preset` is then its own.
         """
         source = open_source(source) if isinstance(source, str | Path) else source
-        checkpoint, held_out = fit_checkpoint(
+        checkpoint, train, held_out = fit_checkpoint(
             source,
             Path(output),
             preset=preset,
@@ -135,8 +150,10 @@ class Detector:
         )
         detector = cls(checkpoint, **options)
         if is_main_process():
-            if len(held_out) > 1:  # a single one can't give scales and calibrate
-                detector.calibrate(held_out, on_batch=listener.on_calibrated if listener else None)
+            if len(held_out) > 2:  # fewer can't give scales and calibrate
+                detector.learn(
+                    train, held_out, on_batch=listener.on_calibrated if listener else None
+                )
             detector.save(output)
         return detector
 
@@ -147,27 +164,44 @@ class Detector:
             CalibrationError: several distances without the scales that a calibration gives.
         """
         method, rule = self.method, self.rule
-        rule.check(method.distance)
+        rule.check(method.distance, norms=method.norms)
         batch = self._batch(pixels)
+        norms = self._norms(batch)
+        surprise = self._surprise(norms)
         distances = torch.full((len(pixels), method.attempts, len(self.distances)), float("nan"))
 
         def take(images: Tensor, first: int, last: int) -> Tensor:
             distances[images, first:last] = self._measure(batch, images, first, last)
-            return rule.evidence(distances[images, first:last])
+            known = None if surprise is None else surprise[images]
+            return rule.evidence(distances[images, first:last], known)
 
         scores, attempts = until_settled(
             take, len(pixels), method.attempts, rule.settled, method.aggregate
         )
-        return Scored(scores, distances, attempts)
+        return Scored(scores, distances, norms, attempts)
 
     def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
         """The scores alone of prepared images; raises as `score_pixels` does."""
         return self.score_pixels(pixels).scores
 
-    def measure(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b attempts kinds"]:
-        """How far every attempt's redraw is from the image, by each of the method's distances."""
-        images = torch.arange(len(pixels))
-        return self._measure(self._batch(pixels), images, 0, self.method.attempts)
+    def measure(self, pixels: UInt8[Tensor, "b c h w"]) -> Measured:
+        """All that a score may come from, every attempt included."""
+        batch, images = self._batch(pixels), torch.arange(len(pixels))
+        distances = self._measure(batch, images, 0, self.method.attempts)
+        return Measured(distances, self._norms(batch))
+
+    def _norms(self, batch: _Batch) -> Float[Tensor, "b levels"]:
+        """Norms of the score, `self.rows` images at a time; without levels if nobody asks."""
+        if not self.method.norms:
+            return torch.empty(len(batch.original), 0)
+        parts = torch.split(batch.original, self.rows)
+        return torch.cat([score_norms(self.denoiser, x) for x in parts])
+
+    def _surprise(self, norms: Float[Tensor, "b levels"]) -> Float[Tensor, "b"] | None:
+        """Minus the log-density of the norms, if the method asks for them."""
+        if not self.method.norms or self.density is None:
+            return None
+        return -self.density.log_density(norms)
 
     def _batch(self, pixels: Tensor) -> _Batch:
         original = to_model_range(pixels).to(self.device)
@@ -266,8 +300,9 @@ class Detector:
         height, width = batch.original.shape[2:]
         attempts = method.attempts
         distances, rule = torch.cat(values)[None, :attempts], self.rule
-        rule.check(method.distance)
-        score = rule.scores(distances, method.aggregate)
+        rule.check(method.distance, norms=method.norms)
+        surprise = self._surprise(self._norms(batch))
+        score = rule.scores(distances, method.aggregate, surprise)
         known = self.checkpoint.about.get("calibrations", {})
         p_value = self.calibration.p_values(score).item() if method.key in known else None
         return Explanation(
@@ -275,7 +310,7 @@ class Detector:
             hidden=hidden_masks(method.mask, height, width, method.attempts, seed=method.seed),
             redraws=torch.cat(redraws)[:attempts],
             maps=torch.cat(maps)[:attempts],
-            evidence=rule.evidence(distances)[0],
+            evidence=rule.evidence(distances, surprise)[0],
             score=score.item(),
             p_value=p_value,
         )
@@ -313,17 +348,19 @@ class Detector:
     def rule(self) -> Rule:
         """How distances become scores, as this method's calibration fixed it.
 
-        Without one, another calibration's scales of the same distances serve, and all attempts are
-        taken.
+        Without one, the scales of another calibration with the same distances serve, and all
+        attempts are taken.
         """
         stored: dict[str, Any] = self.checkpoint.about.get("calibrations", {})
-        distance = self.method.distance
+        method = self.method
         try:
-            if self.method.key in stored:
-                return Rule.from_json(stored[self.method.key]["rule"])
+            if method.key in stored:
+                return Rule.from_json(stored[method.key]["rule"])
             for other in stored.values():
-                if other["method"]["distance"] == distance:
-                    return Rule(Rule.from_json(other["rule"]).scales)
+                has = other["method"]
+                if has["distance"] == method.distance and has["norms"] >= method.norms:
+                    rule = Rule.from_json(other["rule"])
+                    return Rule(rule.scales, rule.surprise if method.norms else None)
         except (AttributeError, KeyError, TypeError, SettingsError) as error:
             raise ModelError(f"the model's calibration is damaged ({error}): redo it") from error
         return Rule()
@@ -335,8 +372,46 @@ class Detector:
         *,
         on_batch: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Calibrate on the held-out images; the model itself is trained already (`fit`)."""
+        """Learn how usual score norms are, and calibrate; the model is trained already (`fit`)."""
+        if self.method.norms:
+            self.learn_density(train)
         self.calibrate(held_out, on_batch=on_batch)
+
+    @property
+    def density(self) -> Mixture | None:
+        """The model's density of in-domain images' score norms, if it has learnt one.
+
+        Raises:
+            ModelError: it is damaged.
+        """
+        stored = self.checkpoint.about.get("density")
+        if stored is None:
+            return None
+        try:
+            return Mixture.from_json(stored)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"the model's density is damaged ({error}): calibrate anew") from error
+
+    def learn_density(self, images: PreparedImages) -> None:
+        """Fit a mixture to the score norms of in-domain images, at most MOST of them.
+
+        It belongs to the network's weights, and serves every method.
+
+        Raises:
+            CalibrationError: too few images.
+        """
+        found = []
+        for first in range(0, min(MOST, len(images)), self.rows):
+            rows = torch.arange(first, min(first + self.rows, MOST, len(images)))
+            found.append(score_norms(self.denoiser, images.take(rows).to(self.device)))
+        self._fit_density(torch.cat(found))
+
+    def _fit_density(self, norms: Float[Tensor, "n levels"]) -> None:
+        try:
+            mixture = Mixture.fit(norms, COMPONENTS)
+        except SettingsError as error:
+            raise CalibrationError(f"score norms: {error}") from error
+        self.checkpoint.about["density"] = mixture.to_json()
 
     @property
     def evaluations(self) -> int:
@@ -351,32 +426,42 @@ class Detector:
         Args:
             on_batch: called with the number of images scored so far, and of all.
         """
-        found: list[Tensor] = []
+        found: list[Measured] = []
         for first in range(0, len(images), self.batch):
             rows = torch.arange(first, min(first + self.batch, len(images)))
             found.append(self.measure(images.pixels(rows)))
             if on_batch:
                 on_batch(first + len(rows), len(images))
-        return self.calibrate_on(torch.cat(found))
+        return self.calibrate_on(
+            Measured(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        )
 
-    def calibrate_on(self, distances: Float[Tensor, "n attempts kinds"]) -> Calibration:
-        """Calibrate on the distances that `measure` gave for in-domain images.
+    def calibrate_on(self, found: Measured) -> Calibration:
+        """Calibrate on what `measure` gave for in-domain images.
 
-        With several distances or an early stop, some of the images set the rule and take no further
-        part (`aggregate.rule_rows`): so it is fixed before the others are scored by it, as the
-        conformal guarantee asks.
+        With several distances, score norms or an early stop, some of the images set the rule and
+        take no further part (`aggregate.rule_rows`): so it is fixed before the others are scored by
+        it, as the conformal guarantee asks. A model without a density, not trained by `fit`, learns
+        it from every other image, which take no further part either.
 
         Raises:
             CalibrationError: too few images, or distances that no scale can be taken from.
         """
         method, rule = self.method, Rule()
-        if len(self.distances) > 1 or method.early_stop is not None:
-            for_rule = rule_rows(len(distances))
-            kept = torch.ones(len(distances), dtype=torch.bool)
+        if method.norms and self.density is None:
+            self._fit_density(found.norms[::2])
+            found = Measured(found.distances[1::2], found.norms[1::2])
+        if len(self.distances) > 1 or method.norms or method.early_stop is not None:
+            for_rule = rule_rows(len(found.distances))
+            kept = torch.ones(len(found.distances), dtype=torch.bool)
             kept[for_rule] = False
-            rule = Rule.from_distances(distances[for_rule], method.early_stop, method.aggregate)
-            distances = distances[kept]
-        return self.set_calibration(rule.scores(distances, method.aggregate).tolist(), rule)
+            distances, norms = found.rows(for_rule)
+            surprise = self._surprise(norms)
+            rule = Rule.from_distances(distances, method.early_stop, method.aggregate, surprise)
+            found = found.rows(kept)
+        surprise = self._surprise(found.norms)
+        scores = rule.scores(found.distances, method.aggregate, surprise)
+        return self.set_calibration(scores.tolist(), rule)
 
     def set_calibration(self, scores: Iterable[float], rule: Rule | None = None) -> Calibration:
         """Keep held-out in-domain scores of this method, made by the rule, with the model."""

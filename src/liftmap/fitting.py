@@ -68,8 +68,10 @@ def fit_checkpoint(
     initial: str | Path | None = None,
     resume: bool = False,
     listener: Listener | None = None,
-) -> tuple[Checkpoint, PreparedImages]:
-    """Train a preset, or a model that exists, on a source; the model and the held-out images.
+) -> tuple[Checkpoint, PreparedImages, PreparedImages]:
+    """Train a preset, or a model that exists, on a source.
+
+    Returns the model, the images it was trained on, and those held out.
 
     Args:
         initial: a model to start from instead of the preset's fresh weights. If it was trained on
@@ -110,7 +112,7 @@ def fit_checkpoint(
     trainer.run(rest, on_step=listener.on_step, on_save=try_to_save)
     if trainer.main:
         save()
-    return _averaged(checkpoint, trainer), held
+    return _averaged(checkpoint, trainer), rest, held
 
 
 def is_main_process() -> bool:

@@ -5,13 +5,14 @@ import json
 from dataclasses import asdict, dataclass, field
 
 from liftmap.diffusion.samplers import SamplerSettings
+from liftmap.diffusion.score_norms import LEVELS
 from liftmap.errors import SettingsError
 from liftmap.inpaint import Resampling, evaluations
 from liftmap.masks import MaskSettings
 
 # sampler, steps, start, attempts, distance and early stop come from docs/results/steps.md
-FAST = SamplerSettings("renoise", steps=7, spacing="quadratic", start=0.5)
-QUICK = SamplerSettings("renoise", steps=5, spacing="quadratic", start=0.5)
+SEVEN = SamplerSettings("renoise", steps=7, spacing="quadratic", start=0.5)
+FIVE = SamplerSettings("renoise", steps=5, spacing="quadratic", start=0.5)
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class Method:
     start: None lifts by masking; a noise time in (0, 1] lifts by noising to it (section 3.4.4).
     distance: a name, or several joined by "+": an attempt then counts by the one that stands out
         most, each on the scale of in-domain images (`aggregate.Scales`).
+    norms: also count how usual the norms of the score are at ten noise levels, on the scale of
+        in-domain images, added to every attempt's evidence (Mahmood et al. 2021; the model's
+        `density`).
     early_stop: an image takes no more attempts once its score so far is below this quantile of
         in-domain scores, looked at after each pair (`aggregate.until_settled`); None for all
         attempts. Only a calibration says where the quantile lies; without one all are taken.
@@ -28,12 +32,13 @@ class Method:
     """
 
     mask: MaskSettings = field(default_factory=MaskSettings)
-    sampler: SamplerSettings = FAST
+    sampler: SamplerSettings = SEVEN
     resampling: Resampling = field(default_factory=Resampling)
     start: float | None = None
     attempts: int = 4
     distance: str = "lpips+ssim"
     aggregate: str = "median"
+    norms: bool = False
     early_stop: float | None = None
     seed: int = 0
 
@@ -48,7 +53,11 @@ class Method:
     @property
     def evaluations(self) -> int:
         """Network evaluations of one image that takes all attempts."""
-        return self.attempts * self.attempt_evaluations
+        return round(self.evaluations_of(float(self.attempts)))
+
+    def evaluations_of(self, attempts: float) -> float:
+        """Network evaluations of an image, or of a mean one, that takes so many attempts."""
+        return attempts * self.attempt_evaluations + (LEVELS if self.norms else 0)
 
     @property
     def attempt_evaluations(self) -> int:
@@ -64,9 +73,11 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "fast": Method(early_stop=0.7),
+    "fast": Method(sampler=FIVE, norms=True, early_stop=0.7),
+    # Lift, Map, Detect alone
+    "redraws": Method(early_stop=0.7),
     # where missing a few more is better than waiting: a thousandth of the paper's evaluations
-    "quick": Method(sampler=QUICK, attempts=2),
+    "quick": Method(sampler=FIVE, attempts=2),
     # the authors' protocol at 32x32: 1,000 Euler-Maruyama steps, ten attempts, LPIPS, median
     "paper": Method(
         sampler=SamplerSettings("euler-maruyama", steps=1000), attempts=10, distance="lpips"

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from liftmap.engines.tables import odd_rows, read_distances, read_scores, write_table
+from liftmap.engines.tables import odd_rows, read_distances, read_norms, read_scores, write_table
 from liftmap.errors import OutputError
 
 KINDS = ["lpips", "ssim"]
@@ -20,6 +20,7 @@ def row(id: str, score: float | None, is_ood: bool | None, reason: str | None) -
         "is_ood": is_ood,
         "attempts": None if score is None else 2,
         "distances": distances,
+        "norms": None if score is None else [1.0, score],
         "reason": reason,
     }
 
@@ -32,6 +33,14 @@ def test_scores_leave_skipped_images_out(tmp_path: Path) -> None:
     assert np.array_equal(read_scores(tmp_path / "s.parquet"), [0.2, 0.9])
     assert [row["id"] for row in odd_rows(tmp_path / "s.parquet", 5)] == ["c", "a"]
     assert [row["id"] for row in odd_rows(tmp_path / "s.parquet", 1)] == ["c"]
+
+
+def test_norms_are_read_back_without_skipped_images(tmp_path: Path) -> None:
+    write_table(ROWS, tmp_path / "s.parquet", KINDS, 2)
+    assert read_norms(tmp_path / "s.parquet") == pytest.approx(np.array([[1.0, 0.2], [1.0, 0.9]]))
+    without = [row | {"norms": None} for row in ROWS]
+    write_table(without, tmp_path / "w.parquet", KINDS, 2)
+    assert read_norms(tmp_path / "w.parquet").shape == (2, 0)
 
 
 def test_distances_are_kept_by_kind(tmp_path: Path) -> None:

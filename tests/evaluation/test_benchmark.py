@@ -6,7 +6,6 @@ import pytest
 import torch
 from tiny import pixels, save_images, small_checkpoint
 
-from liftmap.baselines.mixture import Candidate
 from liftmap.baselines.msma import MSMA
 from liftmap.detector import Detector
 from liftmap.errors import ModelError, SettingsError
@@ -21,6 +20,7 @@ from liftmap.evaluation.benchmark import (
 )
 from liftmap.images.sources import open_source, take
 from liftmap.images.store import PreparedImages
+from liftmap.mixture import Candidate
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_the_tables_are_written_as_parquet_markdown_and_latex(tmp_path: Path) ->
 
 
 def test_bad_requests_are_named(task: Task, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"'svm': need some of lmd, lmd-quick"):
+    with pytest.raises(SettingsError, match=r"'svm': need some of combined, lmd, lmd-quick"):
         find_entrants(["svm"])
     run_benchmark([task], find_entrants(["msma"]), tmp_path / "b")
     for cell in (tmp_path / "b" / "cells").iterdir():

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from liftmap.baselines.mixture import Candidate
 from liftmap.baselines.on_diffusion import ByDensity
 from liftmap.diffusion.samplers import levels_of
 from liftmap.diffusion.training import T_MIN
 from liftmap.images.prepare import to_model_range
+from liftmap.mixture import Candidate
 
 STEPS = 10
 

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from liftmap.baselines.base import LEARNT, Baseline, OnBatch, read_about
-from liftmap.baselines.mixture import MOST, Candidate, Mixture
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from liftmap.diffusion.denoiser import Precision
 from liftmap.images.store import PreparedImages
+from liftmap.mixture import MOST, Candidate, Mixture
 from liftmap.scorer import preparation_of
 
 

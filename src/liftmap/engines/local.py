@@ -96,7 +96,8 @@ def score_source(
     """Score every image of a source into a Parquet, CSV or JSONL table, in the source's order.
 
     Columns: id, score, p_value, is_ood, attempts (how many it took), distances (of each kind, one
-    an attempt), reason (of a skipped image, whose other columns are empty).
+    an attempt), norms (of the score, if the method asks for them; not in CSV), reason (of a skipped
+    image, whose other columns are empty).
 
     Args:
         to: how far each image is taken. "scores" leaves p_value and is_ood empty and needs no
@@ -151,7 +152,8 @@ class _Decide:
             self.run |= {"false_alarms": false_alarms, "calibration": self._calibration.key}
         if to != "distances":
             rule = detector.rule
-            rule.check(detector.method.distance)  # refuses before the work
+            method = detector.method
+            rule.check(method.distance, norms=method.norms)  # refuses before the work
             self.run["rule"] = asdict(rule)
 
     def __call__(self, pixels: Tensor) -> Iterator[dict[str, Any]]:
@@ -159,11 +161,11 @@ class _Decide:
         blank = [None] * len(pixels)
         scores, p_values, flags = blank, blank, blank
         if self._to == "distances":
-            distances = self._detector.measure(pixels)
+            distances, norms = self._detector.measure(pixels)
             took = [self._detector.method.attempts] * len(pixels)
         else:
             found = self._detector.score_pixels(pixels)
-            distances, took = found.distances, found.attempts.tolist()
+            distances, norms, took = found.distances, found.norms, found.attempts.tolist()
             scores = found.scores.tolist()
             if self._calibration:
                 p_values = self._calibration.p_values(found.scores).tolist()
@@ -176,6 +178,7 @@ class _Decide:
                 "is_ood": flags[i],
                 "attempts": attempts,
                 "distances": dict(by_kind),
+                "norms": norms[i].tolist() or None,
             }
 
 
@@ -189,7 +192,7 @@ def _score_batch(detector: Detector, entries: list[Entry], decide: _Decide) -> l
         except ImageError as error:
             reasons[i] = str(error)
     values = decide(torch.stack(pixels)) if pixels else iter(())
-    empty = dict.fromkeys(("score", "p_value", "is_ood", "attempts", "distances"))
+    empty = dict.fromkeys(("score", "p_value", "is_ood", "attempts", "distances", "norms"))
     return [
         {"id": entry.id, **(empty if i in reasons else next(values)), "reason": reasons.get(i)}
         for i, entry in enumerate(entries)

@@ -28,6 +28,7 @@ def _parquet(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int) -
             ("is_ood", pa.bool_()),
             ("attempts", pa.int32()),
             ("distances", pa.struct([(kind, pa.list_(pa.float32())) for kind in kinds])),
+            ("norms", pa.list_(pa.float32())),
             ("reason", pa.string()),
         ]
     )
@@ -106,6 +107,15 @@ def read_distances(path: Path) -> tuple[list[str], np.ndarray]:
     kinds = [field.name for field in column.type]
     parts = [np.array(column.field(kind).to_pylist(), dtype=np.float32) for kind in kinds]
     return kinds, np.stack(parts, axis=-1)
+
+
+def read_norms(path: Path) -> np.ndarray:
+    """The norms of a Parquet table (n, levels), skipped left out; no levels if it has none."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=["distances", "norms"])
+    column = table.filter(table["distances"].is_valid())["norms"]
+    return np.array([norms or [] for norms in column.to_pylist()], dtype=np.float32)
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -75,7 +75,8 @@ def _trained(kind: Callable[..., Scorer]) -> Entrant:
 
 
 ENTRANTS: dict[str, Entrant] = {
-    "lmd": lmd(find_method("fast")),
+    "combined": lmd(find_method("fast")),
+    "lmd": lmd(find_method("redraws")),
     "lmd-quick": lmd(find_method("quick")),
     "lmd-paper": lmd(find_method("paper")),
     "likelihood": _on_diffusion(Likelihood),

@@ -192,7 +192,7 @@ FIGURES: dict[str, Figure] = {
 
 def _uncalibrated(method: Method) -> Method:
     """The method with the paper's single distance, which needs no calibration."""
-    return replace(method, distance="lpips", early_stop=None)
+    return replace(method, distance="lpips", norms=False, early_stop=None)
 
 
 def _distances(detector: Detector, source: Source, folder: Path, tools: Tools) -> np.ndarray:

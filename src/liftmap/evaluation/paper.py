@@ -48,7 +48,7 @@ class Artefact:
 
 def _by_lpips(base: Method) -> Method:
     """The base method as the paper's ablations have it: LPIPS, all attempts."""
-    return replace(base, distance="lpips", early_stop=None)
+    return replace(base, distance="lpips", norms=False, early_stop=None)
 
 
 def _methods(base: Method) -> dict[str, Entrant]:
@@ -60,7 +60,7 @@ def _methods(base: Method) -> dict[str, Entrant]:
         "AE-MSE": ENTRANTS["ae-mse"],
         "AE-MH": ENTRANTS["ae-mh"],
         "AnoGAN": ENTRANTS["anogan"],
-        "LMD": lmd(base),
+        "LMD": lmd(replace(base, norms=False)),
     }
 
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from liftmap.detector import Detector
 from liftmap.diffusion.denoiser import Precision
-from liftmap.errors import SettingsError
+from liftmap.errors import CalibrationError, SettingsError
 from liftmap.method import Method
 
 MOST_STEPS = 50  # of a longer method's path only so many steps are timed, unless it is timed whole
@@ -99,8 +99,12 @@ def latency(
 
     As a service would: images that look normal stop early if the model is calibrated for it.
     """
-    calibrated = detector.rule.scales is not None or len(detector.distances) == 1
-    score = detector.score_pixels if calibrated else detector.measure
+    method = detector.method
+    score: Callable[[Tensor], object] = detector.score_pixels
+    try:
+        detector.rule.check(method.distance, norms=method.norms)
+    except CalibrationError:
+        score = detector.measure
     score(pixels[:1])
     images = [pixels[i % len(pixels)][None] for i in range(rounds)]
     took = [_seconds(lambda p=image: score(p), detector.device) for image in images]  # type: ignore[misc]

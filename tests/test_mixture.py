@@ -1,10 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
-from liftmap.baselines.mixture import Candidate, Mixture
 from liftmap.errors import SettingsError
+from liftmap.mixture import Candidate, Mixture
 
 
 def two_clouds(count: int) -> torch.Tensor:
@@ -41,3 +43,10 @@ def test_a_statistic_that_never_changes_is_left_as_it_is() -> None:
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(SettingsError, match="4 in-domain images: a mixture of 50 components"):
         Mixture.fit(torch.randn(4, 2), [Candidate(50), Candidate(100)])
+
+
+def test_plain_data_gives_the_same_mixture_back() -> None:
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    mixture = Mixture.fit(x, [Candidate(2)])
+    again = Mixture.from_json(json.loads(json.dumps(mixture.to_json())))
+    assert torch.equal(again.log_density(x), mixture.log_density(x))

@@ -1,8 +1,8 @@
-"""A Gaussian mixture over a few statistics of an image: what several baselines score by."""
+"""A Gaussian mixture over a few statistics of an image: how usual they are in-domain."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,6 +79,16 @@ class Mixture(NamedTuple):
             means=torch.from_numpy(chosen.means_),
             covariances=_covariances(torch.from_numpy(chosen.covariances_), best, x.shape[1]),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {name: part.tolist() for name, part in self._asdict().items()}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Mixture":
+        """Undo `to_json`; raises what malformed data raises."""
+        parts = {name: torch.tensor(part, dtype=torch.float64) for name, part in stored.items()}
+        return cls(**parts)
 
     def log_density(self, statistics: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
         """Natural logarithm of the density of the standardised statistics."""
