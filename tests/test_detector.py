@@ -192,6 +192,11 @@ def test_score_norms_add_to_every_attempt_how_unusual_they_are() -> None:
     assert torch.allclose(scored.scores, expected.float(), rtol=1e-4)
     why = detector.explain(images[0, 0].numpy())
     assert why.score == pytest.approx(scored.scores[0].item(), rel=1e-4)
+    assert why.surprise == pytest.approx(
+        float((surprise[0] - usual.centre) / usual.spread), rel=1e-4
+    )
+    assert why.words.startswith(f"score {why.score:.3f} (redraws ")
+    assert alone.explain(images[0, 0].numpy()).surprise is None
     assert detector.method.evaluations == 4 * 2 + 10
 
 

@@ -267,7 +267,7 @@ def explain(
     precision: PrecisionOption = None,
 ) -> None:
     """Why an image was flagged: what was hidden, what the model drew there, where it differs."""
-    from liftmap.explanation import draw_explanations, in_words
+    from liftmap.explanation import draw_explanations
 
     detector = _detector(model, _method(method, None, None, None), device, precision, None)
     found, titles = [], []
@@ -277,10 +277,7 @@ def explain(
         except ImageError as error:
             complaints.print(f"[yellow]skipped[/] {escape(str(path))}: {escape(str(error))}")
             continue
-        told = f"score {found[-1].score:.3f}"
-        if (p_value := found[-1].p_value) is not None:
-            told += f", p {p_value:.4f}: {in_words(p_value)}"
-        console.print(f"{escape(str(path))}: {told}", soft_wrap=True)
+        console.print(f"{escape(str(path))}: {found[-1].words}", soft_wrap=True)
         titles.append(path.name)
     if not found:
         raise ImageError("none of the images could be read")

@@ -312,6 +312,9 @@ class Detector:
             maps=torch.cat(maps)[:attempts],
             evidence=rule.evidence(distances, surprise)[0],
             score=score.item(),
+            surprise=None
+            if surprise is None or rule.surprise is None
+            else rule.surprise.standard(surprise).item(),
             p_value=p_value,
         )
 

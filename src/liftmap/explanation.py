@@ -19,7 +19,8 @@ class Explanation:
     redraws: (attempts, c, h, w) in about [-1, 1]; maps: (attempts, h, w), the distance by pixel, of
     several the first; evidence: (attempts,), the distance, or of several the strongest on its
     scale: the score is the aggregate of all of it, or of as much as it took to settle the image;
-    p_value: None without a calibration for the method.
+    surprise: how unusual the norms of the score are, in spreads above what is usual: their share
+    of the score; None if the method doesn't ask; p_value: None without a calibration for it.
     """
 
     original: Float[Tensor, "c h w"]
@@ -28,12 +29,28 @@ class Explanation:
     maps: Float[Tensor, "attempts h w"]
     evidence: Float[Tensor, "attempts"]
     score: float
+    surprise: float | None
     p_value: float | None
 
     @property
     def distance_map(self) -> Float[Tensor, "h w"]:
         """The median over attempts of the per-pixel distance."""
         return self.maps.quantile(0.5, dim=0)
+
+    @property
+    def shares(self) -> str:
+        """What redraws and norms add to the score, in brackets; nothing if there are no norms."""
+        if self.surprise is None:
+            return ""
+        return f" (redraws {self.score - self.surprise:+.1f}, score norms {self.surprise:+.1f})"
+
+    @property
+    def words(self) -> str:
+        """The score, what it consists of, and the p-value, as people say it."""
+        told = f"score {self.score:.3f}{self.shares}"
+        if self.p_value is not None:
+            told += f", p {self.p_value:.4f}: {in_words(self.p_value)}"
+        return told
 
     @property
     def typical(self) -> int:

@@ -177,7 +177,14 @@ def _gallery(
         on_image(len(found), len(images))
     top = max(float(explanation.distance_map.max()) for explanation in found.values())
     return [
-        Pictured(id, score, p, in_words(p), _thumbnail(images[id]), _picture(found[id], top))
+        Pictured(
+            id=id,
+            score=score,
+            p_value=p,
+            words=in_words(p) + found[id].shares,
+            thumbnail=_thumbnail(images[id]),
+            explanation=_picture(found[id], top),
+        )
         for id, score, p, _ in wanted
         if id in found
     ]

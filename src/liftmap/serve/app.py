@@ -324,6 +324,7 @@ class _Service:
         return JSONResponse(
             {
                 "score": found.score,
+                "surprise": found.surprise,
                 "p_value": found.p_value,
                 "evidence": found.evidence.tolist(),
                 "distance_map": found.distance_map.tolist(),
