@@ -1,5 +1,6 @@
 """A Gaussian mixture over a few statistics of an image: how usual they are in-domain."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from liftmap.errors import SettingsError
 
@@ -92,11 +92,13 @@ class Mixture(NamedTuple):
 
     def log_density(self, statistics: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
         """Natural logarithm of the density of the standardised statistics."""
-        each = MultivariateNormal(self.means, self.covariances)
-        density = MixtureSameFamily(Categorical(self.weights), each)
         x = (statistics.double() - self.centre) / self.spread
-        found: Tensor = density.log_prob(x)  # type: ignore[no-untyped-call]
-        return found
+        lower = torch.linalg.cholesky(self.covariances)
+        # torch.distributions does the same, and imports a computer algebra system for it
+        off = torch.linalg.solve_triangular(lower, (x - self.means[:, None]).mT, upper=False)
+        logarithms = lower.diagonal(dim1=1, dim2=2).log().sum(1)[:, None]
+        each = -0.5 * (off.square().sum(1) + x.shape[1] * math.log(2 * math.pi)) - logarithms
+        return torch.logsumexp(self.weights.log()[:, None] + each, 0)
 
 
 def _covariances(given: Tensor, candidate: Candidate, size: int) -> Float[Tensor, "k d d"]:
