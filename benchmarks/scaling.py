@@ -25,7 +25,7 @@ from liftmap.diffusion.denoiser import Parametrisation
 from liftmap.diffusion.network import build_unet, find_preset
 from liftmap.diffusion.process import VP
 from liftmap.evaluation.speed import measure_speed
-from liftmap.method import METHODS
+from liftmap.method import Method, find_method
 
 
 def run(words: list[str]) -> tuple[float, float]:
@@ -39,7 +39,7 @@ def run(words: list[str]) -> tuple[float, float]:
 
 
 def by_images(asked: argparse.Namespace) -> None:
-    fixed = ["--model", asked.model, "--uncalibrated"]
+    fixed = ["--model", asked.model, "--uncalibrated", "--method", asked.method]
     for name in ("steps", "attempts", "root"):
         if value := getattr(asked, name):
             fixed += [f"--{name}", str(value)]
@@ -53,8 +53,8 @@ def by_images(asked: argparse.Namespace) -> None:
             print(row, flush=True)
 
 
-def by_size(sizes: list[int], preset_name: str, channels: int) -> None:
-    preset, method = find_preset(preset_name), METHODS["fast"]
+def by_size(sizes: list[int], preset_name: str, channels: int, method: Method) -> None:
+    preset = find_preset(preset_name)
     print("\n| pixels a side | images at once | ms an image | of matrix peak |")
     print("|---|---|---|---|")
     for side in sizes:
@@ -70,13 +70,12 @@ def by_size(sizes: list[int], preset_name: str, channels: int) -> None:
         )
 
 
-def by_work(model: str) -> None:
-    fast = METHODS["fast"]
+def by_work(model: str, method: Method) -> None:
     grid = [(steps, attempts) for steps in (1, 3, 7, 14) for attempts in (1, 2, 4)]
     detectors = [
         Detector.from_pretrained(
             model,
-            method=replace(fast, attempts=attempts, sampler=replace(fast.sampler, steps=steps)),
+            method=replace(method, attempts=attempts, sampler=replace(method.sampler, steps=steps)),
         )
         for steps, attempts in grid
     ]
@@ -96,6 +95,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="fashion-mnist")
+    parser.add_argument("--method", default="fast")
     parser.add_argument("--source", required=True)
     parser.add_argument("--root", type=Path)
     parser.add_argument("--images", type=int, nargs="*", default=[1, 100, 2000, 60000])
@@ -109,9 +109,9 @@ def main() -> None:
     if asked.images:
         by_images(asked)
     if asked.sizes:
-        by_size(asked.sizes, asked.preset, asked.channels)
+        by_size(asked.sizes, asked.preset, asked.channels, find_method(asked.method))
     if not asked.no_work:
-        by_work(asked.model)
+        by_work(asked.model, find_method(asked.method))
 
 
 if __name__ == "__main__":

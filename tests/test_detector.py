@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from tiny import pixels, small_checkpoint, small_detector, small_method, standard_density
 
-from liftmap.detector import COMPONENTS, Detector
+from liftmap.detector import Detector
 from liftmap.errors import CalibrationError, ImageError, ModelError
 from liftmap.images.store import PreparedImages
 from liftmap.masks import MaskSettings
-from liftmap.mixture import Mixture
+from liftmap.mixture import COMPONENTS, Mixture
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bf16", 1e-3)])
@@ -244,6 +244,9 @@ def test_learning_takes_the_density_from_the_training_images(tmp_path: Path) -> 
     assert detector.density is not None
     assert torch.allclose(detector.density.means, expected.means, atol=1e-3)
     assert len(detector.calibration.scores) == 16
+    del detector.checkpoint.about["density"]
+    with pytest.raises(CalibrationError, match="no density of score norms"):
+        detector.score_pixels(pixels(1))
     detector.checkpoint.about["density"] = {"means": "none"}
     with pytest.raises(ModelError, match="density is damaged"):
         detector.score_pixels(pixels(1))

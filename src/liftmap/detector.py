@@ -32,10 +32,9 @@ from liftmap.images.store import PreparedImages
 from liftmap.inpaint import inpaint, noise_and_denoise
 from liftmap.masks import hidden_masks
 from liftmap.method import Method, find_method
-from liftmap.mixture import MOST, Candidate, Mixture
+from liftmap.mixture import COMPONENTS, MOST, Mixture
 from liftmap.scorer import preparation_of
 
-COMPONENTS = tuple(Candidate(k) for k in range(2, 21, 2))  # MSMA's, of the density
 EVEN = 16  # larger batches of redraws are multiples of this
 
 
@@ -199,9 +198,14 @@ class Detector:
 
     def _surprise(self, norms: Float[Tensor, "b levels"]) -> Float[Tensor, "b"] | None:
         """Minus the log-density of the norms, if the method asks for them."""
-        if not self.method.norms or self.density is None:
+        if not self.method.norms:
             return None
-        return -self.density.log_density(norms)
+        density = self.density
+        if density is None:
+            raise CalibrationError(
+                "the model has no density of score norms: run `liftmap calibrate`"
+            )
+        return -density.log_density(norms)
 
     def _batch(self, pixels: Tensor) -> _Batch:
         original = to_model_range(pixels).to(self.device)

@@ -24,6 +24,10 @@ class Candidate:
     covariance: str = "full"
 
 
+# of score norms, as Mahmood et al. 2021 (MSMA) try them
+COMPONENTS = tuple(Candidate(k) for k in range(2, 21, 2))
+
+
 class Mixture(NamedTuple):
     """A density over standardised statistics.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from liftmap.baselines.on_diffusion import ByDensity
 from liftmap.diffusion.score_norms import LEVELS, score_norms
 from liftmap.images.prepare import to_model_range
-from liftmap.mixture import Candidate
+from liftmap.mixture import COMPONENTS
 
 
 class MSMA(ByDensity):
@@ -21,7 +21,7 @@ class MSMA(ByDensity):
     Departure: any diffusion model serves, see `score_norms`.
     """
 
-    candidates: ClassVar = [Candidate(k) for k in range(2, 21, 2)]
+    candidates: ClassVar = COMPONENTS
 
     @property
     def evaluations(self) -> int:
