@@ -353,3 +353,17 @@ def test_rows_that_even_out_a_batch_change_nothing() -> None:
     many = small_detector(small_method(attempts=35))
     found = many.explain(images[0])
     assert len(found.redraws) == len(found.maps) == len(found.evidence) == 35
+
+
+def test_most_of_a_normal_images_map_is_below_the_brightest_colour(tmp_path: Path) -> None:
+    detector = small_detector()
+    path = tmp_path / "images.u8"
+    path.write_bytes(pixels(20).numpy().tobytes())
+    detector.calibrate(PreparedImages(path, (1, 32, 32)))
+    found = [detector.explain(image) for image in pixels(20)]
+    [top] = {e.map_top for e in found}
+    maps = torch.stack([e.distance_map for e in found])
+    assert (maps > top).float().mean().item() == pytest.approx(0.001, abs=2e-4)
+    detector.save(tmp_path / "m")
+    loaded = Detector.from_pretrained(tmp_path / "m", method=small_method(), device="cpu")
+    assert loaded.explain(pixels(1)[0]).map_top == top

@@ -1,5 +1,7 @@
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tiny import pixels, small_detector
 
@@ -15,3 +17,16 @@ def test_the_picture_has_a_row_an_image(tmp_path: Path) -> None:
     assert one.width == two.width
     assert abs(two.height - 2 * one.height) <= 1
     assert len(set(two.convert("RGB").getdata())) > 100, "something was drawn"
+
+
+def test_one_images_map_is_drawn_on_the_calibrations_scale(tmp_path: Path) -> None:
+    """Twice the scale's top, and the same image looks calmer."""
+    found = small_detector().explain(pixels(1)[0])
+    brightness = []
+    for factor in (1.0, 4.0):
+        top = factor * float(found.distance_map.max())
+        draw_explanations([replace(found, map_top=top)], tmp_path / "e.png")
+        with Image.open(tmp_path / "e.png") as picture:
+            column = np.asarray(picture.convert("L"))[:, -int(picture.width / 6) :]
+        brightness.append(column[30:-10, 10:-10].mean())
+    assert brightness[1] < 0.7 * brightness[0]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -175,9 +176,10 @@ def calibrate(
     """Redo the calibration on normal images that were not trained on; resumes like score."""
     import torch
 
-    from liftmap.detector import Measured
+    from liftmap.detector import MAPPED, Measured
     from liftmap.engines.local import score_source
     from liftmap.engines.tables import read_distances, read_norms
+    from liftmap.images.sources import readable
     from liftmap.terminal import ScoreProgress
 
     if not Path(model).is_dir():
@@ -191,6 +193,8 @@ def calibrate(
         score_source(detector, opened, table, to="distances", on_batch=on_batch)
     distances, norms = read_distances(table)[1], read_norms(table)
     detector.calibrate_on(Measured(torch.from_numpy(distances), torch.from_numpy(norms)))
+    first = [detector.preparation(image) for _, image in islice(readable(opened), MAPPED)]
+    detector.fix_colours(torch.stack(first))
     detector.save(model, weights=False)
     table.unlink()
     _print_about(detector)
@@ -298,14 +302,26 @@ def report_command(
     title: Annotated[
         str | None, typer.Option(help="Heading; the source's name by default.")
     ] = None,
+    ood_ids: Annotated[
+        str | None,
+        typer.Option(help="Pattern of ids known to be OOD, as 'digits/*': adds their ROC curve."),
+    ] = None,
+    ood_scores: Annotated[
+        list[Path] | None,
+        typer.Option(help="Table of scores of images known to be OOD, likewise; may be repeated."),
+    ] = None,
     root: RootOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
 ) -> None:
     """One HTML file: what was flagged, why and how sure, with pictures, filters and drift."""
+    from liftmap.engines.tables import read_scores
+
     detector = _detector(model, _method(method, None, None, None), device, precision, None)
     opened = _open(source, root, False, None)
-    _write_report(scores, detector, opened, output, false_alarms, title or opened.name)
+    known = {path.stem: read_scores(path) for path in ood_scores or []}
+    labels = {"ood_ids": ood_ids, "ood_scores": known}
+    _write_report(scores, detector, opened, output, false_alarms, title or opened.name, **labels)
 
 
 @app.command()
@@ -547,6 +563,9 @@ def serve(
             envvar="LIFTMAP_API_KEY", help="Clients must send it as X-API-Key.", show_envvar=True
         ),
     ] = None,
+    compare_with: Annotated[
+        str | None, typer.Option(help="SOURCE of normal images: the page shows its first twelve.")
+    ] = None,
     most_bytes: Annotated[int, typer.Option(help="Of a request.")] = 20_000_000,
     most_images: Annotated[int, typer.Option(help="In a request.")] = 64,
     most_waiting: Annotated[int, typer.Option(help="Images in the queue.")] = 256,
@@ -558,6 +577,7 @@ def serve(
     try:
         import uvicorn
 
+        from liftmap.images.sources import readable
         from liftmap.serve.app import ServiceSettings, create_app
     except ImportError as error:
         raise MissingExtraError(error.name or "fastapi", "serve") from error
@@ -566,8 +586,11 @@ def serve(
     )
     detector = _detector(model, _method(method, None, None, None), device, precision, None)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    served = create_app(detector, settings)
-    console.print(f"http://{host}:{port}  (documentation of the interface: /docs)")
+    typical = []
+    if compare_with:
+        typical = list(islice(readable(_open(compare_with, None, False, None)), 12))
+    served = create_app(detector, settings, typical)
+    console.print(f"http://{host}:{port}  (description of the interface: /openapi.json)")
     uvicorn.run(served, host=host, port=port, log_level="warning")
 
 
@@ -698,7 +721,13 @@ def _slug(spec: str) -> str:
 
 
 def _write_report(
-    table: Path, detector: "Detector", source: "Source", output: Path, rate: float, title: str
+    table: Path,
+    detector: "Detector",
+    source: "Source",
+    output: Path,
+    rate: float,
+    title: str,
+    **labels: Any,
 ) -> None:
     from liftmap.engines.tables import read_rows
     from liftmap.report.collect import collect
@@ -707,7 +736,7 @@ def _write_report(
 
     rows = read_rows(table)
     with CountProgress(complaints, "explaining") as on_image:
-        page = collect(rows, detector, source, title=title, rate=rate, on_image=on_image)
+        page = collect(rows, detector, source, title=title, rate=rate, on_image=on_image, **labels)
     write_report(page, output)
     complaints.print(f"{page.flagged} of {len(page.rows)} flagged; written: {output}")
 

@@ -35,6 +35,8 @@ from liftmap.method import Method, find_method
 from liftmap.mixture import COMPONENTS, MOST, Mixture
 from liftmap.scorer import preparation_of
 
+MAPPED = 64  # in-domain images whose distance maps fix the colours of all
+CALM = 0.999  # share of their pixels that are not drawn in the brightest colour
 EVEN = 16  # larger batches of redraws are multiples of this
 
 
@@ -307,8 +309,8 @@ class Detector:
         rule.check(method.distance, norms=method.norms)
         surprise = self._surprise(self._norms(batch))
         score = rule.scores(distances, method.aggregate, surprise)
-        known = self.checkpoint.about.get("calibrations", {})
-        p_value = self.calibration.p_values(score).item() if method.key in known else None
+        stored = self.checkpoint.about.get("calibrations", {}).get(method.key)
+        p_value = None if stored is None else self.calibration.p_values(score).item()
         return Explanation(
             original=batch.original[0].cpu(),
             hidden=hidden_masks(method.mask, height, width, method.attempts, seed=method.seed),
@@ -320,6 +322,7 @@ class Detector:
             if surprise is None or rule.surprise is None
             else rule.surprise.standard(surprise).item(),
             p_value=p_value,
+            map_top=None if stored is None else stored.get("map_top"),
         )
 
     def prepare(self, images: Picture | Iterable[Picture]) -> UInt8[Tensor, "b c h w"]:
@@ -439,9 +442,11 @@ class Detector:
             found.append(self.measure(images.pixels(rows)))
             if on_batch:
                 on_batch(first + len(rows), len(images))
-        return self.calibrate_on(
+        made = self.calibrate_on(
             Measured(*(torch.cat(parts) for parts in zip(*found, strict=True)))
         )
+        self.fix_colours(images.pixels(torch.arange(min(MAPPED, len(images)))))
+        return made
 
     def calibrate_on(self, found: Measured) -> Calibration:
         """Calibrate on what `measure` gave for in-domain images.
@@ -469,6 +474,16 @@ class Detector:
         surprise = self._surprise(found.norms)
         scores = rule.scores(found.distances, method.aggregate, surprise)
         return self.set_calibration(scores.tolist(), rule)
+
+    def fix_colours(self, pixels: UInt8[Tensor, "b c h w"]) -> None:
+        """Let in-domain images say which distance is drawn brightest, in all maps of this method.
+
+        It is the quantile CALM of the pixels of their maps: a normal image then looks calm. It is
+        kept with the method's calibration, which must be there.
+        """
+        maps = torch.stack([self.explain(image).distance_map for image in pixels])
+        top = float(np.quantile(maps.numpy(), CALM))
+        self.checkpoint.about["calibrations"][self.method.key]["map_top"] = top
 
     def set_calibration(self, scores: Iterable[float], rule: Rule | None = None) -> Calibration:
         """Keep held-out in-domain scores of this method, made by the rule, with the model."""

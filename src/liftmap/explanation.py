@@ -20,7 +20,9 @@ class Explanation:
     several the first; evidence: (attempts,), the distance, or of several the strongest on its
     scale: the score is the aggregate of all of it, or of as much as it took to settle the image;
     surprise: how unusual the norms of the score are, in spreads above what is usual: their share
-    of the score; None if the method doesn't ask; p_value: None without a calibration for it.
+    of the score; None if the method doesn't ask; p_value: None without a calibration for it;
+    map_top: what is drawn as the brightest distance, so that pictures of different images compare;
+    None without a calibration.
     """
 
     original: Float[Tensor, "c h w"]
@@ -31,6 +33,7 @@ class Explanation:
     score: float
     surprise: float | None
     p_value: float | None
+    map_top: float | None = None
 
     @property
     def distance_map(self) -> Float[Tensor, "h w"]:
@@ -76,14 +79,11 @@ def draw_explanations(
     path: Path,
     *,
     titles: list[str] | None = None,
-    top: float | None = None,
 ) -> None:
     """Save a PNG with a row an image: original, masked, two redraws (a flipped pair), distance map.
 
-    Distance maps share one colour scale, so that normal images don't look odd.
-
-    Args:
-        top: the brightest colour's distance; by default the largest of these maps.
+    Distance maps share one colour scale, the calibration's, so that normal images don't look odd;
+    without a calibration its top is the largest of these maps.
 
     Raises:
         OutputError: the file can't be written.
@@ -93,7 +93,7 @@ def draw_explanations(
     columns = ["original", "hidden", "redraw", "hidden, flipped", "redraw", "distance"]
     figure = Figure(figsize=(1.5 * len(columns), 1.65 * len(explanations)), layout="constrained")
     axes = figure.subplots(len(explanations), len(columns), squeeze=False)
-    top = top or max(float(e.distance_map.max()) for e in explanations)
+    top = explanations[0].map_top or max(float(e.distance_map.max()) for e in explanations)
     for row, explanation in enumerate(explanations):
         _draw_row(axes[row], explanation, top)
         if titles:

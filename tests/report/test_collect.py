@@ -86,3 +86,26 @@ def test_tables_that_can_not_be_reported_are_refused(detector: Detector, tmp_pat
         collect(rows(3, id="elsewhere.png"), detector, other, title="t")
     with pytest.raises(CalibrationError, match="needs at least 99"):
         collect(rows(3), detector, None, title="t", rate=0.01)
+
+
+def test_known_ood_images_get_a_curve_of_their_own(detector: Detector) -> None:
+    """Scores rise with the id: the last ten are out-of-distribution by pattern, others by table."""
+    others = {"others": np.array([-5.0, 100.0])}
+    page = collect(rows(20), detector, None, title="t", ood_ids="01?.png", ood_scores=others)
+    other, known = page.curves
+    assert (known.name, known.n_in, known.n_out) == ("01?.png", 10, 10)
+    assert known.auroc[0] == 1.0 and known.fpr95[0] == 0.0
+    assert (other.name, other.auroc[0]) == ("others", 0.5)
+    assert known.points[0] == (0.0, 0.0) and known.points[-1] == (1.0, 1.0)
+    with pytest.raises(SettingsError, match=r"'x\*' fits 0 of 20 ids"):
+        collect(rows(20), detector, None, title="t", ood_ids="x*")
+    assert collect(rows(20), detector, None, title="t").curves == []
+
+
+def test_a_long_curve_is_thinned(detector: Detector) -> None:
+    draw = np.random.default_rng(0)
+    table = [row | {"score": float(draw.normal())} for row in rows(3000)]
+    scores = {"others": draw.normal(1.0, size=3000)}
+    [curve] = collect(table, detector, None, title="t", ood_scores=scores).curves
+    assert len(curve.points) == 200
+    assert curve.auroc[0] == pytest.approx(0.76, abs=0.02), "of normals one deviation apart"

@@ -3,7 +3,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
-from liftmap.report.collect import Page, Pictured
+from liftmap.report.collect import Curve, Page, Pictured
 from liftmap.report.page import render
 
 PAGE = Page(
@@ -16,6 +16,7 @@ PAGE = Page(
     surprise=0.4,
     windows=[],
     gallery=[Pictured("a.png", 1.0, 0.01, "1 in 100", "data:image/webp;base64,AA", "data:x")],
+    curves=[Curve("b/*", 9, 3, (0.9, 0.8, 1.0), (0.2, 0.1, 0.3), [(0.0, 0.0), (1.0, 1.0)])],
     settings={"distance": "lpips"},
 )
 
@@ -63,6 +64,11 @@ def test_every_control_has_a_label_and_pictures_have_words() -> None:
     )
     assert all("alt" in attributes for tag, attributes in page.tags if tag == "img")
     assert ("html", {"lang": "en"}) in page.tags
+
+
+def test_known_images_show_their_curve_and_interval() -> None:
+    assert "0.9000 (0.8000 to 1.0000)" in render(PAGE)
+    assert "Known out-of-distribution images" not in render(replace(PAGE, curves=[]))
 
 
 def test_the_batch_as_a_whole_is_spoken_of() -> None:

@@ -69,8 +69,17 @@ def test_a_bad_image_costs_itself_alone(client: TestClient) -> None:
     found = client.post("/v1/score", files=form(b"", png(), b"text")).json()["results"]
     assert "empty" in found[0]["error"] and "not an image" in found[2]["error"]
     assert found[1]["score"] is not None and found[0]["score"] is None
-    wrong = client.post("/v1/score", json={"images": ["not base64!"]}).json()["results"]
-    assert "not base64" in wrong[0]["error"]
+
+
+def test_a_request_without_any_usable_image_is_refused_with_the_reasons(
+    client: TestClient,
+) -> None:
+    answer = client.post("/v1/score", json={"images": ["not base64!", "aGVsbG8=", "\u00e4"]})
+    assert answer.status_code == 422
+    first, second, third = answer.json()["results"]
+    assert "not base64" in third["error"]
+    assert "not base64" in first["error"] and "not an image" in second["error"]
+    assert answer.json()["detail"].startswith(f"0: {first['error']}; 1: {second['error']}; 2: ")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 Liu, Zhou & Weinberger 2024, Figures 4 to 11. `liftmap reproduce figure9` and its like.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -19,7 +19,7 @@ from torch import Tensor
 from liftmap.aggregate import aggregate
 from liftmap.baselines.inpainters import ByInpainting
 from liftmap.detector import Detector
-from liftmap.errors import ImageError, SourceError
+from liftmap.errors import SourceError
 from liftmap.evaluation.benchmark import ENTRANTS, Listener, Row, Task
 from liftmap.evaluation.metrics import auroc
 from liftmap.evaluation.paper import (
@@ -34,7 +34,7 @@ from liftmap.evaluation.paper import (
 )
 from liftmap.explanation import Explanation, draw_explanations
 from liftmap.files import atomic_path
-from liftmap.images.sources import Source
+from liftmap.images.sources import Source, readable
 from liftmap.masks import hidden_masks
 from liftmap.method import Method
 
@@ -120,7 +120,7 @@ def _examples(
     for other in task.outside:
         explanations, titles = [], []
         for source in (task.inside, other):
-            for image in islice(_readable(source), SHOWN):
+            for _, image in islice(readable(source), SHOWN):
                 explanations.append(explain(image))
                 titles.append(f"{_short(source)}\n{explanations[-1].score:.3f}")
         path = folder / f"{name}-{_short(task.inside)}-{_short(other)}.png"
@@ -243,15 +243,6 @@ def _distances(detector: Detector, source: Source, folder: Path, tools: Tools) -
     """(n, attempts, kinds) of a source's images, kept in a table named after its making."""
     key = f"{detector.checkpoint.weights_key[:8]}-{detector.method.key[:8]}-{source.count()}"
     return tools.measure(detector, source, folder / "distances" / f"{_short(source)}-{key}.parquet")
-
-
-def _readable(source: Source) -> Iterator[Image.Image]:
-    """The source's images, without those that can't be read."""
-    for entry in source:
-        try:
-            yield entry.load()
-        except ImageError:
-            continue
 
 
 def _short(source: Source) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 
-from liftmap.errors import SourceError
+from liftmap.errors import ImageError, SourceError
 
 SLICE = re.compile(r"(.+)\[(\d*):(\d*)\]")
 # what Pillow may be asked to decode; GIF gives its first frame
@@ -132,6 +132,15 @@ def part(source: Source, start: int, stop: int | None, *, name: str) -> Source:
         lambda: islice(iter(source), start, stop),
         lambda: max(0, min(ends) - start) if ends else None,
     )
+
+
+def readable(source: Source) -> Iterator[tuple[str, Image.Image]]:
+    """Ids and images of a source, without those that can't be read."""
+    for entry in source:
+        try:
+            yield entry.id, entry.load()
+        except ImageError:
+            continue
 
 
 Opener = Callable[[Request], Source]

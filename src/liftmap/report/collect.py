@@ -3,12 +3,14 @@
 import base64
 import io
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from liftmap.calibrate import Calibration
@@ -21,6 +23,9 @@ SHOWN = 24  # images in the gallery
 THUMBNAIL = 96  # pixels a side
 WINDOWS = 40  # of the chart over the table's order, at most
 SMALLEST_WINDOW = 50  # images
+POINTS = 200  # of a ROC curve, at most
+
+Scores = Float[np.ndarray, "_"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,22 @@ class Pictured:
     words: str
     thumbnail: str
     explanation: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How well known out-of-distribution images separate from the in-domain ones.
+
+    auroc, fpr95: (value, low, high), the last two a 95% bootstrap interval.
+    points: (false-alarm rate, share of OOD images caught) along the ROC curve.
+    """
+
+    name: str
+    n_in: int
+    n_out: int
+    auroc: tuple[float, float, float]
+    fpr95: tuple[float, float, float]
+    points: list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,7 @@ class Page:
     surprise: float
     windows: list[tuple[int, int, int, float, float]]
     gallery: list[Pictured]
+    curves: list[Curve]
     settings: dict[str, str]
 
     @property
@@ -74,6 +96,8 @@ def collect(
     title: str,
     rate: float = 0.05,
     shown: int = SHOWN,
+    ood_ids: str | None = None,
+    ood_scores: dict[str, Scores] | None = None,
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> Page:
     """What the page shows of a table of scores with p-values.
@@ -81,10 +105,13 @@ def collect(
     Args:
         table: rows as `score` writes them.
         source: the images that were scored, for the gallery; None for a page without pictures.
+        ood_ids: a pattern of the ids that are known to be out-of-distribution, as "digits/*".
+        ood_scores: scores of further images that are known to be, by what they are called.
         on_image: called with how many gallery images are explained, and of how many.
 
     Raises:
-        SettingsError: the table has no p-values, or none of its images is in the source.
+        SettingsError: the table has no p-values, none of its images is in the source, or the
+            pattern fits none or all of its ids.
         CalibrationError: the model's calibration can't support the rate.
     """
     rows, skipped = [], []
@@ -113,8 +140,41 @@ def collect(
         surprise=surprise(calibration, rate, len(rows), int(flags.sum())),
         windows=windows(calibration, rate, flags),
         gallery=gallery,
+        curves=curves(rows, ood_ids, ood_scores or {}),
         settings=_settings(detector),
     )
+
+
+def curves(
+    rows: list[tuple[str, float, float, int]], ood_ids: str | None, ood_scores: dict[str, Scores]
+) -> list[Curve]:
+    """A ROC curve for each group of images that is known to be out-of-distribution.
+
+    Raises:
+        SettingsError: the pattern fits no id, or all.
+    """
+    known = np.array([ood_ids is not None and fnmatchcase(row[0], ood_ids) for row in rows])
+    scores = np.array([row[1] for row in rows])
+    groups = dict(ood_scores)
+    if ood_ids is not None:
+        if not known.any() or known.all():
+            raise SettingsError(
+                f"the pattern {ood_ids!r} fits {int(known.sum())} of {len(rows)} ids: need some, "
+                "and some that it doesn't fit"
+            )
+        groups[ood_ids] = scores[known]
+    return [_curve(name, scores[~known], group) for name, group in groups.items()]
+
+
+def _curve(name: str, inside: Scores, outside: Scores) -> Curve:
+    from liftmap.evaluation.metrics import evaluate_scores, roc_points  # slow to import
+
+    found = evaluate_scores(inside, outside)
+    fpr, tpr = roc_points(inside, outside)
+    every = np.linspace(0, len(fpr) - 1, min(POINTS, len(fpr))).round().astype(int)
+    points = list(zip(fpr[every].tolist(), tpr[every].tolist(), strict=True))
+    auroc, fpr95 = astuple(found.auroc), astuple(found.fpr95)
+    return Curve(name, found.n_in, found.n_out, auroc, fpr95, points)
 
 
 def _flags(calibration: Calibration, rate: float, images: int) -> Any:
@@ -175,7 +235,6 @@ def _gallery(
     for id, image in images.items():
         found[id] = detector.explain(image)
         on_image(len(found), len(images))
-    top = max(float(explanation.distance_map.max()) for explanation in found.values())
     return [
         Pictured(
             id=id,
@@ -183,7 +242,7 @@ def _gallery(
             p_value=p,
             words=in_words(p) + found[id].shares,
             thumbnail=_thumbnail(images[id]),
-            explanation=_picture(found[id], top),
+            explanation=_picture(found[id]),
         )
         for id, score, p, _ in wanted
         if id in found
@@ -198,10 +257,10 @@ def _thumbnail(image: Image.Image) -> str:
         return _data_url(file.getvalue(), "webp")
 
 
-def _picture(explanation: Explanation, top: float) -> str:
+def _picture(explanation: Explanation) -> str:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "e.png"
-        draw_explanations([explanation], path, top=top)
+        draw_explanations([explanation], path)
         return _data_url(path.read_bytes(), "png")
 
 

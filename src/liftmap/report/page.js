@@ -74,6 +74,25 @@ function drawDrift() {
   place.replaceChildren(svg);
 }
 
+function drawCurves() {
+  const place = at("roc");
+  if (!place) return;
+  const svg = element("svg", { viewBox: "0 0 260 250", "aria-hidden": "true" });
+  const x = (value) => 30 + 220 * value, y = (value) => 215 - 205 * value;
+  svg.append(element("rect", { x: 30, y: 10, width: 220, height: 205, fill: "none", stroke: "var(--line)" }));
+  svg.append(element("line", { x1: x(0), y1: y(0), x2: x(1), y2: y(1), stroke: "var(--line)" }));
+  data.curves.forEach((curve, i) => svg.append(element("polyline", {
+    points: curve.points.map(([fpr, tpr]) => `${x(fpr)},${y(tpr)}`).join(" "), fill: "none",
+    stroke: `var(--curve-${i % 4})`, "stroke-width": 2, "stroke-dasharray": ["none", "7 4", "2 3", "10 3 2 3"][i % 4] })));
+  svg.append(element("text", { x: 140, y: 243, "text-anchor": "middle" }, "in-domain images flagged"));
+  svg.append(element("text", { x: 12, y: 112, "text-anchor": "middle", transform: "rotate(-90 12 112)" }, "OOD images caught"));
+  for (const value of [0, 1]) {
+    svg.append(element("text", { x: x(value), y: 228, "text-anchor": "middle" }, String(value)));
+    svg.append(element("text", { x: 26, y: y(value) + 4, "text-anchor": "end" }, String(value)));
+  }
+  place.replaceChildren(svg);
+}
+
 const byOddness = data.rows.map((_, i) => i).sort((a, b) => data.rows[a][2] - data.rows[b][2] || data.rows[b][1] - data.rows[a][1]);
 
 function matching() {
@@ -133,4 +152,5 @@ for (const button of document.querySelectorAll("[data-explain]")) {
   });
 }
 drawDrift();
+drawCurves();
 decide();

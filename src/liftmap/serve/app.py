@@ -6,8 +6,8 @@ logged.
 
 import asyncio
 import base64
-import binascii
 import hmac
+import io
 import json
 import logging
 import time
@@ -20,8 +20,9 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import APIKeyHeader
+from PIL.Image import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import UploadFile as Uploaded
@@ -94,6 +95,21 @@ class Answer(BaseModel):
     results: list[Judged]
 
 
+class Typical(BaseModel):
+    """A normal image to compare with; `picture` is a data URL."""
+
+    id: str
+    score: float
+    p_value: float
+    picture: str
+
+
+class Typicals(BaseModel):
+    """The normal images to compare with; none unless the service was given some."""
+
+    images: list[Typical]
+
+
 class About(BaseModel):
     """Which model answers, and how."""
 
@@ -134,8 +150,15 @@ class _Metrics:
         batcher.on_batch = lambda images, seconds: self.batches.observe(images)
 
 
-def create_app(detector: Detector, settings: ServiceSettings | None = None) -> FastAPI:
+def create_app(
+    detector: Detector,
+    settings: ServiceSettings | None = None,
+    typical: Sequence[tuple[str, Image]] = (),
+) -> FastAPI:
     """The service around a detector.
+
+    Args:
+        typical: ids and normal images that the page shows for comparison.
 
     Raises:
         CalibrationError: the model can't decide at the default false-alarm rate.
@@ -155,19 +178,23 @@ def create_app(detector: Detector, settings: ServiceSettings | None = None) -> F
         title="liftmap",
         description="Finds the images that don't belong.",
         lifespan=lifespan,
+        docs_url=None,  # these pages fetch their scripts from elsewhere
+        redoc_url=None,
         max_body_size=settings.most_bytes,
     )
     _add_guard(app, metrics, settings)
-    allowed = [Depends(_key_check(settings.api_key))]
+    allowed = [Depends(_key_check(settings.api_key))] if settings.api_key else []
     service = _Service(detector, batcher, settings, metrics)
+    shown = _typicals(detector, typical)
 
     @app.post(
         "/v1/score",
+        response_model=Answer,
         dependencies=allowed,
         responses=_REFUSALS,
         openapi_extra={"requestBody": _SCORE_BODY},
     )
-    async def score(request: Request) -> Answer:
+    async def score(request: Request) -> Any:
         """Score and decide on one or many images: files in a form, or base64 in JSON."""
         if request.headers.get("content-type", "").startswith("application/json"):
             try:
@@ -199,6 +226,11 @@ def create_app(detector: Detector, settings: ServiceSettings | None = None) -> F
         """Which model answers, and how."""
         return service.about()
 
+    @app.get("/v1/typical", dependencies=allowed)
+    async def compared() -> Typicals:
+        """Normal images to compare with."""
+        return shown
+
     @app.get("/healthz", response_class=PlainTextResponse)
     async def healthz() -> str:
         """Whether the process is alive."""
@@ -216,17 +248,56 @@ def create_app(detector: Detector, settings: ServiceSettings | None = None) -> F
         """Counters for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def page() -> str:
-        return (files("liftmap.serve") / "page.html").read_text(encoding="utf-8")
-
+    for address, name, kind in _PAGE:
+        app.get(address, include_in_schema=False)(_file(name, kind))
     return app
 
 
+# the page's files; it loads nothing from elsewhere, and its policy says so
+_PAGE = (
+    ("/", "page.html", "text/html"),
+    ("/page.css", "page.css", "text/css"),
+    ("/page.js", "page.js", "text/javascript"),
+)
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' data:; "
+    "img-src 'self' blob: data:; media-src blob:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+def _file(name: str, kind: str) -> Callable[[], Awaitable[Response]]:
+    text = (files("liftmap.serve") / name).read_text(encoding="utf-8")
+
+    async def answer() -> Response:
+        return Response(text, media_type=kind, headers={"Content-Security-Policy": _POLICY})
+
+    return answer
+
+
+def _typicals(detector: Detector, typical: Sequence[tuple[str, Image]]) -> Typicals:
+    if not typical:
+        return Typicals(images=[])
+    found = detector.predict([image for _, image in typical])
+    return Typicals(
+        images=[
+            Typical(id=id, score=float(score), p_value=float(p), picture=_data_url(image))
+            for (id, image), score, p in zip(typical, found.scores, found.p_values, strict=True)
+        ]
+    )
+
+
+def _data_url(image: Image) -> str:
+    with io.BytesIO() as file:
+        image.save(file, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 _REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "the form is no multipart data"},
     401: {"description": "the API key is missing or wrong"},
     413: {"description": "the request is too large, or holds too many images"},
-    422: {"description": "the request or the false-alarm rate can't be used"},
+    422: {"description": "the request, its false-alarm rate or every image of it can't be used"},
     429: {"description": "too many images wait; Retry-After says for how long"},
     503: {"description": "it took too long"},
 }
@@ -268,7 +339,7 @@ class _Service:
 
     async def score(
         self, given: Sequence[tuple[str | int, bytes | str]], rate: float | None
-    ) -> Answer:
+    ) -> Answer | JSONResponse:
         if len(given) > self.settings.most_images:
             raise HTTPException(
                 413, f"{len(given)} images: at most {self.settings.most_images} a request"
@@ -283,9 +354,12 @@ class _Service:
             prepared.append((str(name), await asyncio.to_thread(self._prepare, data)))
         usable = [image for _, image in prepared if not isinstance(image, ImageError)]
         scores = iter(await self._within_time(self.batcher.score(usable)) if usable else [])
-        return Answer(
-            false_alarms=rate, results=[self._judge(n, i, scores, rate) for n, i in prepared]
-        )
+        results = [self._judge(name, image, scores, rate) for name, image in prepared]
+        answer = Answer(false_alarms=rate, results=results)
+        if usable:
+            return answer
+        reasons = "; ".join(f"{result.id}: {result.error}" for result in results)
+        return JSONResponse(answer.model_dump() | {"detail": reasons}, 422)
 
     def _judge(self, name: str, image: Any, scores: Any, rate: float) -> Judged:
         if isinstance(image, ImageError):
@@ -304,12 +378,13 @@ class _Service:
         )
 
     def _prepare(self, data: bytes | str) -> Tensor | ImageError:
-        try:
-            if isinstance(data, str):
+        if isinstance(data, str):
+            try:
                 data = base64.b64decode(data, validate=True)
+            except ValueError as error:  # binascii.Error is one; characters beyond ASCII another
+                return ImageError(f"not base64 ({error})")
+        try:
             return self.detector.preparation(decode(data))
-        except binascii.Error as error:
-            return ImageError(f"not base64 ({error})")
         except ImageError as error:
             return error
 
@@ -328,6 +403,7 @@ class _Service:
                 "p_value": found.p_value,
                 "evidence": found.evidence.tolist(),
                 "distance_map": found.distance_map.tolist(),
+                "map_top": found.map_top,
             }
         )
 
@@ -364,13 +440,11 @@ def _picture(explanation: Explanation) -> bytes:
         return path.read_bytes()
 
 
-def _key_check(api_key: str | None) -> Callable[..., None]:
+def _key_check(api_key: str) -> Callable[..., None]:
     """A dependency that lets a request through only with the key, compared in constant time."""
     header = APIKeyHeader(name="X-API-Key", auto_error=False)
 
     def check(given: Annotated[str | None, Depends(header)]) -> None:
-        if api_key is None:
-            return
         if not hmac.compare_digest((given or "").encode(), api_key.encode()):
             raise HTTPException(401, "send the API key as X-API-Key")
 
