@@ -24,7 +24,7 @@ def _global_seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, its event loop runs in this thread
 def browser() -> Iterator[Any]:
     """A real headless Chromium with a camera that films a test picture, if there is one."""
     playwright = pytest.importorskip("playwright.sync_api")

@@ -36,7 +36,7 @@ from liftmap.mixture import COMPONENTS, MOST, Mixture
 from liftmap.scorer import preparation_of
 
 MAPPED = 64  # in-domain images whose distance maps fix the colours of all
-CALM = 0.999  # share of their pixels that are not drawn in the brightest colour
+CALM = 0.999  # share of their pixels that are drawn in the darker half of the colours
 EVEN = 16  # larger batches of redraws are multiples of this
 
 
@@ -297,11 +297,11 @@ class Detector:
     def explain(self, image: Picture) -> Explanation:
         """What was hidden, what the model drew there, and where the redraw differs."""
         batch, method = self._batch(self.prepare(image)), self.method
-        first = next(iter(self.distances.values()))
         redraws, maps, values = [], [], []
         for redraw, index, _ in self._redraws(batch, torch.arange(1), 0, method.attempts):
             redraws.append(redraw.cpu())
-            maps.append(first.maps(batch.references[0], redraw, index).float().cpu())
+            pairs = zip(self.distances.values(), batch.references, strict=True)
+            maps.append(torch.stack([d.maps(r, redraw, index).float().cpu() for d, r in pairs], 1))
             values.append(self._values(batch.references, redraw, index))
         height, width = batch.original.shape[2:]
         attempts = method.attempts
@@ -478,11 +478,11 @@ class Detector:
     def fix_colours(self, pixels: UInt8[Tensor, "b c h w"]) -> None:
         """Let in-domain images say which distance is drawn brightest, in all maps of this method.
 
-        It is the quantile CALM of the pixels of their maps: a normal image then looks calm. It is
-        kept with the method's calibration, which must be there.
+        It is twice the quantile CALM of the pixels of their maps: a normal image then looks calm.
+        It is kept with the method's calibration, which must be there.
         """
         maps = torch.stack([self.explain(image).distance_map for image in pixels])
-        top = float(np.quantile(maps.numpy(), CALM))
+        top = 2 * float(np.quantile(maps.numpy(), CALM))
         self.checkpoint.about["calibrations"][self.method.key]["map_top"] = top
 
     def set_calibration(self, scores: Iterable[float], rule: Rule | None = None) -> Calibration:

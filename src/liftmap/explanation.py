@@ -16,8 +16,8 @@ class Explanation:
     """One image's score, taken apart.
 
     original: (c, h, w) in [-1, 1]; hidden: (attempts, 1, h, w), True = redrawn;
-    redraws: (attempts, c, h, w) in about [-1, 1]; maps: (attempts, h, w), the distance by pixel, of
-    several the first; evidence: (attempts,), the distance, or of several the strongest on its
+    redraws: (attempts, c, h, w) in about [-1, 1]; maps: (attempts, kinds, h, w), each distance by
+    pixel; evidence: (attempts,), the distance, or of several the strongest on its
     scale: the score is the aggregate of all of it, or of as much as it took to settle the image;
     surprise: how unusual the norms of the score are, in spreads above what is usual: their share
     of the score; None if the method doesn't ask; p_value: None without a calibration for it;
@@ -28,7 +28,7 @@ class Explanation:
     original: Float[Tensor, "c h w"]
     hidden: Bool[Tensor, "attempts 1 h w"]
     redraws: Float[Tensor, "attempts c h w"]
-    maps: Float[Tensor, "attempts h w"]
+    maps: Float[Tensor, "attempts kinds h w"]
     evidence: Float[Tensor, "attempts"]
     score: float
     surprise: float | None
@@ -37,8 +37,12 @@ class Explanation:
 
     @property
     def distance_map(self) -> Float[Tensor, "h w"]:
-        """The median over attempts of the per-pixel distance."""
-        return self.maps.quantile(0.5, dim=0)
+        """The median over attempts of the per-pixel distance; of several their geometric mean.
+
+        At 32x32 pixels LPIPS says how far and hardly where, SSIM where and hardly how far.
+        """
+        medians = self.maps.quantile(0.5, dim=0).clamp_min(0.0)
+        return medians.log().mean(0).exp()
 
     @property
     def shares(self) -> str:

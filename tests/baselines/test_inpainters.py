@@ -62,7 +62,7 @@ def test_an_explanation_takes_the_score_apart() -> None:
     assert found.score == pytest.approx(scorer.scores(image).item(), rel=1e-6)
     shown = found.hidden.expand_as(found.redraws)
     assert torch.equal(found.redraws[~shown], found.original.expand_as(found.redraws)[~shown])
-    assert found.maps.shape == (2, 32, 32)
+    assert found.maps.shape == (2, 1, 32, 32)
 
 
 def test_the_score_is_the_mean_lpips_of_both_masks() -> None:

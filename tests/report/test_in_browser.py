@@ -88,6 +88,8 @@ def test_it_fits_and_nobody_is_shut_out(report: Path, tab: Any, scheme: str, wid
     tab.set_viewport_size({"width": width, "height": 800})
     tab.goto(report.as_uri())
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    rows = tab.locator("#table-body tr").evaluate_all("rows => rows.map(r => r.offsetHeight)")
+    assert max(rows) < 60, "ids don't break letter by letter"
     assert serious_findings(tab) == []
     tab.locator("[data-explain]").first.click()
     assert serious_findings(tab) == []

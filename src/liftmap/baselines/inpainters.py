@@ -62,7 +62,7 @@ class ByInpainting(Baseline):
         one = torch.zeros(1, dtype=torch.long, device=x.device)
         reference = self._lpips.reference(x)
         hidden, redraws = (torch.cat(part) for part in zip(*self._attempts(x), strict=True))
-        maps = [self._lpips.maps(reference, redraw[None], one)[0] for redraw in redraws]
+        maps = [self._lpips.maps(reference, redraw[None], one) for redraw in redraws]
         evidence = self.answers(pixels[None])[0]
         return Explanation(
             original=x[0].cpu(),
