@@ -216,6 +216,32 @@ def test_report_is_one_file_about_a_scored_folder(
     assert "can't be read as Parquet" in words(bad)
 
 
+def test_watch_takes_paths_from_a_pipe_and_goes_on(
+    images: Path, model: Path, tmp_path: Path
+) -> None:
+    asked = ["watch", "--model", str(model), "--output", str(tmp_path / "w")]
+    files = sorted(str(path) for path in images.iterdir())
+    for some in (files[:3], files):
+        done = run.invoke(app, asked, input="\n".join(some))
+        assert done.exit_code == 0, done.output
+    assert f"{len(files)} images" in words(done)
+    rows = pq.read_table(tmp_path / "w" / "part-000000000.parquet").to_pylist()
+    assert [row["id"] for row in rows] == files
+
+
+def test_watch_ends_well_when_it_is_told_to(images: Path, model: Path, tmp_path: Path) -> None:
+    output, many = tmp_path / "w", len(list(images.iterdir()))
+    watching = started("watch", images, "--model", model, "--output", output, "--every", 0.1)
+    journal = output / "journal.jsonl"
+    wait_for(lambda: journal.exists() and len(journal.read_text().splitlines()) > many, watching)
+    watching.send_signal(signal.SIGTERM)
+    out, _ = watching.communicate(timeout=60)
+    assert watching.returncode == 0 and f"{many} images" in " ".join(out.split())
+    report = tmp_path / "report.html"
+    liftmap("report", output, "--source", images, "--model", model, "--output", report)
+    assert report.stat().st_size > 50_000, "with pictures"
+
+
 def test_benchmark_compares_methods_and_keeps_its_cells(
     images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -14,6 +15,9 @@ from liftmap.errors import ImageError, LiftmapError, MissingExtraError, Settings
 from liftmap.memory import keep_freed_memory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from threading import Event
+
     from numpy import ndarray
 
     from liftmap.detector import Detector
@@ -259,6 +263,77 @@ def score(
         _write_report(output, detector, opened, report, false_alarms, opened.name)
     if fail_if_flagged is not None and summary.flagged > fail_if_flagged * summary.scored:
         raise typer.Exit(3)
+
+
+@app.command()
+def watch(
+    model: ModelOption,
+    output: Annotated[Path, typer.Option(help="Folder for the scores, in Parquet parts.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder to watch; without it, paths come from stdin.")
+    ] = None,
+    false_alarms: RateOption = 0.05,
+    images_between: Annotated[
+        float,
+        typer.Option(
+            "--images-between-false-alarms",
+            help="Normal images that pass on average, at least, before drift is announced wrongly.",
+            min=10.0,
+        ),
+    ] = 100_000.0,
+    every: Annotated[float, typer.Option(help="Seconds between looks at the folder.")] = 2.0,
+    stop_at_alarm: Annotated[
+        bool, typer.Option("--stop-at-alarm", help="End with exit code 4 when drift is announced.")
+    ] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics on this port (extra: serve).")
+    ] = None,
+    method: MethodOption = "fast",
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    rows: RowsOption = None,
+) -> None:
+    """Score images as they arrive, each once, and say when the stream as a whole has drifted.
+
+    Stopped and started again, it goes on. A file is looked at once: new images need new names.
+
+    Exit codes: 0 stopped (Ctrl-C, SIGTERM, the end of stdin), 1 an error, 4 --stop-at-alarm.
+    """
+    import sys
+
+    from liftmap.engines.watch import Watched, expose, from_folder, from_lines
+    from liftmap.engines.watch import watch as run_watch
+
+    tell = expose(metrics_port) if metrics_port is not None else lambda seen: None
+    detector = _detector(model, _method(method, None, None, None), device, precision, rows)
+    alarms: list[int] = []  # in the beginning, and after the latest batch
+    with _until_told_to_stop() as stop:
+
+        def on_batch(seen: Watched) -> None:
+            tell(seen)
+            if alarms and seen.alarms > alarms[-1]:
+                told = f"drift at image {seen.images}: see {output}/alarms.jsonl"
+                console.print(f"[bold red]alarm:[/] {escape(told)}")
+                if stop_at_alarm:
+                    stop.set()
+            alarms[1:] = [seen.alarms]
+
+        console.print(f"watching {folder or 'stdin'}; Ctrl-C ends it, the same command goes on")
+        seen = run_watch(
+            detector,
+            from_folder(folder, stop, every=every) if folder else from_lines(sys.stdin, stop),
+            output,
+            false_alarms=false_alarms,
+            run=images_between,
+            stop=stop,
+            on_batch=on_batch,
+        )
+    console.print(
+        f"{seen.images} images, {seen.flagged} flagged, {seen.skipped} skipped, {seen.alarms} "
+        f"alarms; evidence of drift {seen.evidence:.3g} of {seen.run:g}; written: {output}"
+    )
+    if stop_at_alarm and seen.alarms > alarms[0]:
+        raise typer.Exit(4)
 
 
 @app.command()
@@ -629,6 +704,22 @@ def import_score_sde(
     imported = Checkpoint(**read(checkpoint, sde=sde, image_size=size))  # type: ignore[arg-type]
     save_checkpoint(imported, output)
     console.print(f"written: {output}; next: liftmap calibrate NORMAL_IMAGES --model {output}")
+
+
+@contextmanager
+def _until_told_to_stop() -> "Iterator[Event]":
+    """An event that Ctrl-C and SIGTERM set, in place of what they do otherwise."""
+    import signal
+    from threading import Event
+
+    stop = Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _method(name: str, steps: int | None, attempts: int | None, distance: str | None) -> "Method":

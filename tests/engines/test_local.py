@@ -199,3 +199,13 @@ def test_jsonl_and_csv_say_the_same_as_parquet(tmp_path: Path, images: Source) -
     first = (tmp_path / "s.csv").read_text().splitlines()
     assert first[0] == "id,score,p_value,is_ood,attempts,lpips_0,lpips_1,reason"
     assert float(first[1].split(",")[1]) == table[0]["score"]
+
+
+def test_two_runs_on_one_output_are_refused(tmp_path: Path, images: Source) -> None:
+    made = detector()
+
+    def second(summary: Summary) -> None:
+        with pytest.raises(OutputError, match="written by another run"):
+            score_source(made, images, tmp_path / "s.parquet")
+
+    assert score_source(made, images, tmp_path / "s.parquet", on_batch=second).images == 18

@@ -21,6 +21,7 @@ from torch import Tensor
 from liftmap.detector import Detector
 from liftmap.engines.tables import check_format, write_table
 from liftmap.errors import ImageError, OutputError
+from liftmap.files import hold
 from liftmap.images.sources import Entry, Source
 
 Upto = Literal["distances", "scores", "decisions"]
@@ -108,7 +109,7 @@ def score_source(
         OutputError: the output can't be written, or its journal belongs to another run.
     """
     check_format(output)
-    decide = _Decide(detector, to, false_alarms)
+    decide = Decide(detector, to, false_alarms)
     batch = detector.batch
     run = {
         "source": source.name,
@@ -128,7 +129,7 @@ def score_source(
         on_batch(summary)
         while pending := list(islice(entries, batch)):
             begun = time.monotonic()
-            rows = _score_batch(detector, pending, decide)
+            rows = score_batch(detector, pending, decide)
             journal.append(file, rows)
             summary.seconds += time.monotonic() - begun
             summary.computed += len(rows)
@@ -140,7 +141,7 @@ def score_source(
     return summary
 
 
-class _Decide:
+class Decide:
     """From images to the table's distances, score, p-value and decision, as far as was asked."""
 
     def __init__(self, detector: Detector, to: Upto, false_alarms: float) -> None:
@@ -182,7 +183,7 @@ class _Decide:
             }
 
 
-def _score_batch(detector: Detector, entries: list[Entry], decide: _Decide) -> list[dict[str, Any]]:
+def score_batch(detector: Detector, entries: list[Entry], decide: Decide) -> list[dict[str, Any]]:
     """The table's rows of a few images; one that can't be read costs itself alone."""
     pixels: list[Tensor] = []
     reasons: dict[int, str] = {}
@@ -210,11 +211,14 @@ class Journal:
         """Open to append; starts the file, or cuts it back to its last whole batch."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists() and self.path.stat().st_size:
+            file = self.path.open("a", encoding="utf-8")
+            hold(file)
+            if self.path.stat().st_size:
                 self._cut()
-            if not self.path.exists() or not self.path.stat().st_size:
-                self.path.write_text(json.dumps(self.run) + "\n", encoding="utf-8")
-            return self.path.open("a", encoding="utf-8")
+            if not self.path.stat().st_size:
+                file.write(json.dumps(self.run) + "\n")
+                file.flush()
+            return file
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -222,7 +226,7 @@ class Journal:
         with self.path.open("rb") as file:
             header = file.readline()
             if not header.endswith(b"\n"):
-                self.path.write_text("", encoding="utf-8")
+                os.truncate(self.path, 0)
                 return
             self._check_run(header)
             whole = file.tell()

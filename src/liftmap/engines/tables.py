@@ -121,12 +121,22 @@ def read_norms(path: Path) -> np.ndarray:
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a Parquet table without their distances, a few thousand at a time.
 
+    Args:
+        path: a file, or a folder of parts as `watch` writes it, which are read in their order.
+
     Raises:
         SourceError: it can't be read, or is no table of scores.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if path.is_dir():
+        parts = sorted(path.glob("part-*.parquet"))
+        if not parts:
+            raise SourceError(f"{path}: no part-*.parquet in it")
+        for part in parts:
+            yield from read_rows(part)
+        return
     columns = ["id", "score", "p_value", "attempts", "reason"]
     try:
         with pq.ParquetFile(path) as file:

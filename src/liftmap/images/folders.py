@@ -25,7 +25,9 @@ def folder_source(request: Request) -> Stream:
         )
     return Stream(
         request.spec,
-        lambda: (Entry(p.relative_to(root).as_posix(), partial(_load, p)) for p in _images(root)),
+        lambda: (
+            Entry(p.relative_to(root).as_posix(), partial(load_file, p)) for p in _images(root)
+        ),
         lambda: sum(1 for _ in _images(root)),
     )
 
@@ -33,10 +35,17 @@ def folder_source(request: Request) -> Stream:
 def image_source(request: Request) -> Stream:
     """A single image file."""
     path = Path(request.spec)
-    return Stream(request.spec, lambda: iter([Entry(path.name, partial(_load, path))]), lambda: 1)
+    return Stream(
+        request.spec, lambda: iter([Entry(path.name, partial(load_file, path))]), lambda: 1
+    )
 
 
-def _load(path: Path) -> Image.Image:
+def load_file(path: Path) -> Image.Image:
+    """The image in a file.
+
+    Raises:
+        ImageError: there is none, or it can't be read.
+    """
     try:
         return decode(path)
     except OSError as error:

@@ -1,0 +1,366 @@
+"""Scores images as they arrive, for months: each once, whatever stops it in between.
+
+The output is a folder: `part-NNNNNNNNN.parquet` hold PART rows each, in the order of arrival, the
+last of them fewer; `journal.jsonl` holds the last part's rows, each on disk as soon as its batch is
+scored; `alarms.jsonl` has a line an alarm. What was seen, and what the drift test knows of it, is
+read back from them.
+"""
+
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from liftmap.detector import Detector
+from liftmap.drift import DriftTest
+from liftmap.engines.local import Decide, score_batch
+from liftmap.engines.tables import Row, read_rows, write_table
+from liftmap.errors import MissingExtraError, OutputError, SourceError
+from liftmap.files import hold
+from liftmap.images.folders import load_file
+from liftmap.images.sources import Entry, open_source
+
+PART = 10_000  # rows a Parquet file
+REWRITE = 60.0  # seconds after which the last part is written anew, at most
+TOGETHER = 0.5  # seconds that names from a pipe are gathered for
+
+
+@dataclass
+class Watched:
+    """What has been seen so far, earlier runs included; `evidence` of a drift, `run` rings."""
+
+    run: float
+    images: int = 0
+    skipped: int = 0
+    flagged: int = 0
+    alarms: int = 0
+    evidence: float = 0.0
+
+
+class Watch:
+    """An output folder that is being added to; a context manager, which holds it alone."""
+
+    def __init__(
+        self, detector: Detector, folder: Path, *, false_alarms: float = 0.05, run: float = 1e5
+    ) -> None:
+        """Prepare; nothing is read or written yet.
+
+        Args:
+            false_alarms: the rate at which single images are flagged.
+            run: images that pass on average before drift is announced by mistake, at least.
+
+        Raises:
+            CalibrationError: no calibration for this method, or too small for the rate.
+        """
+        self.detector, self.folder = detector, folder
+        self._decide = Decide(detector, "decisions", false_alarms)
+        self._test = DriftTest(detector.calibration.scores, run=run, seed=detector.method.seed)
+        self._about = {
+            "weights": detector.checkpoint.weights_key,
+            "method": detector.method.key,
+            "run": run,
+            **self._decide.run,
+        }
+        self.seen = Watched(run)
+        self.ids: set[str] = set()
+        self._rows: list[Row] = []  # of the last part
+        self._first = 0  # number of the last part's first row
+        self._written = time.monotonic()
+
+    def __enter__(self) -> "Watch":
+        """Read back what earlier runs left.
+
+        Raises:
+            OutputError: the folder belongs to another model, is in use, or can't be written.
+        """
+        path = self.folder / "journal.jsonl"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._journal: TextIO = path.open("a+", encoding="utf-8")
+            hold(self._journal)
+            self._restore()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if not isinstance(error, OutputError):
+                self.rewrite()
+        finally:
+            self._journal.close()
+
+    def fresh(self, entries: list[Entry]) -> list[Entry]:
+        """Those that were not seen yet, each once."""
+        return list({e.id: e for e in entries if e.id not in self.ids}.values())
+
+    def score(self, entries: list[Entry]) -> None:
+        """Score them all at once, and add them."""
+        self._append(score_batch(self.detector, entries, self._decide))
+
+    def rewrite(self) -> None:
+        """Write the last part, which is in the journal already, as Parquet."""
+        self._written = time.monotonic()
+        if self._rows:
+            path = self.folder / f"part-{self._first:09}.parquet"
+            kinds = list(self.detector.distances)
+            write_table(self._rows, path, kinds, self.detector.method.attempts)
+
+    def rewrite_if_late(self) -> None:
+        """The same, unless it was done within the last minute."""
+        if time.monotonic() - self._written > REWRITE:
+            self.rewrite()
+
+    def _append(self, rows: list[Row]) -> None:
+        """Add rows: to the journal at once, and whole parts to Parquet."""
+        while rows:
+            room = PART - len(self._rows)
+            some, rows = rows[:room], rows[room:]
+            try:
+                self._journal.write("".join(json.dumps(row) + "\n" for row in some))
+                self._flush()
+            except OSError as error:
+                raise self._unwritable(error) from error
+            self._rows += some
+            for row in some:
+                self._count(row)
+            if len(self._rows) == PART:
+                self.rewrite()
+                self._begin(self._first + PART)
+
+    def _flush(self) -> None:
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+
+    def _count(self, row: Row, *, told: int = 0) -> None:
+        """Take a row into account; alarms up to number `told` are in their file already."""
+        self.ids.add(row["id"])
+        self.seen.images += 1
+        self.seen.skipped += row["reason"] is not None
+        self.seen.flagged += bool(row["p_value"] and row["p_value"] <= self._rate)
+        if row["score"] is not None and self._test.update(row["score"]):
+            self.seen.alarms += 1
+            if self.seen.alarms > told:
+                self._tell(row["id"])
+        self.seen.evidence = self._test.evidence
+
+    @property
+    def _rate(self) -> float:
+        return float(self._about["false_alarms"]) + 1e-12
+
+    def _tell(self, id: str) -> None:
+        line = {"image": self.seen.images, "id": id, "time": datetime.now(UTC).isoformat()}
+        with (self.folder / "alarms.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _restore(self) -> None:
+        told = 0
+        if (self.folder / "alarms.jsonl").exists():
+            told = len((self.folder / "alarms.jsonl").read_text(encoding="utf-8").splitlines())
+        whole = [
+            path for path in sorted(self.folder.glob("part-*.parquet")) if _rows_of(path) == PART
+        ]
+        for path in whole:
+            for row in read_rows(path):
+                self._count(row, told=told)
+        first = PART * len(whole)
+        rows = self._read_journal()
+        if rows is None or rows[0] != first:
+            if rows is not None and rows[0] != first - PART:
+                raise OutputError(
+                    f"{self.folder}: its journal begins at row {rows[0]}, its parts end at {first}:"
+                    " a part is missing; put it back, or choose another --output"
+                )
+            self._begin(first)  # the part was written, and a new journal not yet begun
+            return
+        self._first, self._rows = rows
+        for row in self._rows:
+            self._count(row, told=told)
+
+    def _read_journal(self) -> tuple[int, list[Row]] | None:
+        """(first row's number, rows) in the journal, a torn last line cut off; None if none."""
+        self._journal.seek(0)
+        lines = self._journal.read().splitlines(keepends=True)
+        self._journal.seek(0, os.SEEK_END)
+        if not lines or not lines[0].endswith("\n"):
+            return None
+        if not lines[-1].endswith("\n"):
+            lines.pop()
+            whole = sum(len(line.encode()) for line in lines)
+            os.truncate(self._journal.name, whole)
+        try:
+            header, rows = json.loads(lines[0]), [json.loads(line) for line in lines[1:]]
+            differs = [key for key, value in self._same.items() if header["about"][key] != value]
+            first = int(header["first"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"{self._journal.name} is damaged ({error}): choose another --output"
+            ) from error
+        if differs:
+            raise OutputError(
+                f"{self.folder} was begun with another model, method or rate ({', '.join(differs)} "
+                "differ): choose another --output"
+            )
+        return first, rows
+
+    @property
+    def _same(self) -> dict[str, Any]:
+        """What must be as it was, in the form that the journal gives back."""
+        same: dict[str, Any] = json.loads(json.dumps(self._about))
+        return same
+
+    def _begin(self, first: int) -> None:
+        """Begin the journal of a new part."""
+        self._first, self._rows = first, []
+        try:
+            os.truncate(self._journal.name, 0)
+            self._journal.write(json.dumps({"first": first, "about": self._about}) + "\n")
+            self._flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self.folder} can't be written ({error.strerror or error}): free space or choose "
+            "another --output; what is in it is kept, run again to go on"
+        )
+
+
+def _rows_of(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(path).num_rows)
+
+
+def watch(
+    detector: Detector,
+    arrivals: Iterable[list[Entry]],
+    output: Path,
+    *,
+    false_alarms: float = 0.05,
+    run: float = 1e5,
+    stop: threading.Event | None = None,
+    on_batch: Callable[[Watched], None] = lambda seen: None,
+) -> Watched:
+    """Score what arrives until nothing more does, or until told to stop; see `Watch`.
+
+    Args:
+        arrivals: groups of images, some of them perhaps seen before; an empty one for a pause.
+        on_batch: called with what earlier runs saw, then after each batch.
+    """
+    stop = stop or threading.Event()
+    with Watch(detector, output, false_alarms=false_alarms, run=run) as watching:
+        on_batch(watching.seen)
+        for entries in arrivals:
+            fresh = watching.fresh(entries)
+            for begin in range(0, len(fresh), detector.batch):
+                if stop.is_set():
+                    return watching.seen
+                watching.score(fresh[begin : begin + detector.batch])
+                on_batch(watching.seen)
+            watching.rewrite_if_late()
+    return watching.seen
+
+
+def from_folder(
+    folder: Path, stop: threading.Event, *, every: float = 2.0, settle: float = 1.0
+) -> Iterator[list[Entry]]:
+    """All images of a folder by their files' times, again and again until told to stop.
+
+    Args:
+        every: seconds between looks.
+        settle: a file that was changed within so many seconds may still be being written.
+    """
+    while not stop.is_set():
+        settled = time.time() - settle
+        found = []
+        try:
+            for entry in open_source(folder):
+                changed = _changed(folder / entry.id)
+                if changed is not None and changed <= settled:
+                    found.append((changed, entry.id, entry))
+        except SourceError:
+            if not folder.is_dir():
+                raise
+        yield [entry for _, _, entry in sorted(found, key=lambda item: item[:2])]
+        stop.wait(every)
+
+
+def _changed(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None  # gone again
+
+
+def from_lines(lines: Iterable[str], stop: threading.Event) -> Iterator[list[Entry]]:
+    """Images whose paths come as lines, as from `find` or a message queue's client."""
+    waiting: queue.Queue[str | None] = queue.Queue(maxsize=PART)
+
+    def read() -> None:
+        for line in lines:
+            waiting.put(line.rstrip("\n"))
+        waiting.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    ended = False
+    while not ended and not stop.is_set():
+        found, until = [], time.monotonic() + TOGETHER
+        while (left := until - time.monotonic()) > 0:
+            try:
+                path = waiting.get(timeout=left)
+            except queue.Empty:
+                break
+            if path is None:
+                ended = True
+                break
+            if path:
+                found.append(Entry(path, partial(load_file, Path(path))))
+        yield found
+
+
+def expose(port: int) -> Callable[[Watched], None]:
+    """Serve what was seen to Prometheus on this port of this machine; call it with each news.
+
+    Raises:
+        MissingExtraError: the extra `serve` is not installed.
+        OutputError: the port is taken.
+    """
+    try:
+        from prometheus_client import Gauge, start_http_server
+    except ImportError as error:
+        raise MissingExtraError("prometheus_client", "serve") from error
+    told = {
+        "images": "images seen",
+        "skipped": "images that could not be read",
+        "flagged": "images flagged as out-of-distribution",
+        "alarms": "alarms of drift",
+        "evidence": "evidence of drift since the last alarm",
+        "run": "evidence at which the alarm rings",
+    }
+    gauges = {name: Gauge(f"liftmap_watch_{name}", words) for name, words in told.items()}
+    try:
+        start_http_server(port, addr="127.0.0.1")
+    except OSError as error:
+        raise OutputError(
+            f"port {port}: {error.strerror}; choose another --metrics-port"
+        ) from error
+
+    def tell(seen: Watched) -> None:
+        for name, gauge in gauges.items():
+            gauge.set(getattr(seen, name))
+
+    return tell
