@@ -68,30 +68,57 @@ def bad_requests(good: bytes) -> dict[str, dict[str, object]]:
     }
 
 
+@dataclass
+class Asked:
+    """A request, encoded once: the clients share this machine's cores with the service."""
+
+    kind: str
+    images: int
+    content: bytes
+    headers: dict[str, str]
+
+    @classmethod
+    def encode(cls, kind: str, images: int, **form: object) -> "Asked":
+        request = httpx.Request("POST", "http://service/v1/score", **form)  # type: ignore[arg-type]
+        names = ("content-type", "content-length")
+        headers = {name: request.headers[name] for name in names if name in request.headers}
+        return cls(kind, images, request.read(), headers)
+
+
+def all_requests(good: list[bytes], seed: int = 0) -> tuple[list[Asked], list[Asked]]:
+    """(good, bad) requests to choose from."""
+    draw, found = random.Random(seed), []
+    for image in good:
+        images = SEVERAL if draw.random() < SEVERAL_SHARE else 1
+        some = [image, *draw.choices(good, k=images - 1)]
+        form = [("images", (f"{i}.png", data)) for i, data in enumerate(some)]
+        found.append(Asked.encode("good", images, files=form))
+    bad = bad_requests(good[0]).items()
+    return found, [Asked.encode(kind, 0, **form) for kind, form in bad]
+
+
 async def client(
-    address: str, good: list[bytes], tally: Tally, stop: asyncio.Event, seed: int
+    address: str,
+    requests: tuple[list[Asked], list[Asked]],
+    tally: Tally,
+    stop: asyncio.Event,
+    seed: int,
 ) -> None:
     """Send one request after the other until told to stop, or until the service is gone."""
-    draw, bad = random.Random(seed), bad_requests(good[0])
+    draw, (good, bad) = random.Random(seed), requests
     async with httpx.AsyncClient(base_url=address, timeout=PATIENCE) as http:
         while not stop.is_set():
-            if draw.random() < BAD_SHARE:
-                kind = draw.choice(sorted(bad))
-                asked, images = bad[kind], 0
-            else:
-                kind, images = "good", SEVERAL if draw.random() < SEVERAL_SHARE else 1
-                some = draw.choices(good, k=images)
-                asked = {"files": [("images", (f"{i}.png", b)) for i, b in enumerate(some)]}
+            asked = draw.choice(bad if draw.random() < BAD_SHARE else good)
             begun = time.monotonic()
             try:
-                answer = await http.post("/v1/score", **asked)  # type: ignore[arg-type]
+                answer = await http.post("/v1/score", content=asked.content, headers=asked.headers)
             except httpx.ConnectError:
                 tally.refused += 1
                 return
             except httpx.TransportError:
                 tally.lost += 1
                 return
-            judge(kind, images, answer, time.monotonic() - begun, tally)
+            judge(asked.kind, asked.images, answer, time.monotonic() - begun, tally)
 
 
 def judge(kind: str, images: int, answer: httpx.Response, seconds: float, tally: Tally) -> None:
@@ -116,18 +143,24 @@ def resident(pid: int) -> float:
 
 
 async def load(
-    address: str, good: list[bytes], clients: int, seconds: float, service: subprocess.Popen[str]
+    address: str,
+    requests: tuple[list[Asked], list[Asked]],
+    clients: int,
+    seconds: float,
+    service: subprocess.Popen[str],
 ) -> tuple[Tally, list[float], Tally]:
     """What was seen under load, the memory each second, and what was seen of a stop under load."""
     stop, tally, memory = asyncio.Event(), Tally(), []
-    tasks = [asyncio.create_task(client(address, good, tally, stop, i)) for i in range(clients)]
+    tasks = [asyncio.create_task(client(address, requests, tally, stop, i)) for i in range(clients)]
     for _ in range(round(seconds)):
         await asyncio.sleep(1)
         memory.append(resident(service.pid))
     stop.set()
     await asyncio.gather(*tasks)
     ending, never = Tally(), asyncio.Event()
-    tasks = [asyncio.create_task(client(address, good, ending, never, -i)) for i in range(clients)]
+    tasks = [
+        asyncio.create_task(client(address, requests, ending, never, -i)) for i in range(clients)
+    ]
     await asyncio.sleep(3)
     service.send_signal(signal.SIGTERM)
     await asyncio.gather(*tasks)
@@ -176,9 +209,10 @@ def main() -> None:
     address = f"http://127.0.0.1:{asked.port}"
     found = readable(open_source(asked.source))
     pictures = [image for _, image in islice(found, asked.images)]
+    requests = all_requests([png(picture) for picture in pictures])
     service = started(asked.model, asked.port, address)
     tally, memory, ending = asyncio.run(
-        load(address, [png(p) for p in pictures], asked.clients, asked.seconds, service)
+        load(address, requests, asked.clients, asked.seconds, service)
     )
     code = service.wait(PATIENCE)
     alone = library_rate(Detector.from_pretrained(asked.model), pictures, 3000)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -299,8 +300,6 @@ def watch(
 
     Exit codes: 0 stopped (Ctrl-C, SIGTERM, the end of stdin), 1 an error, 4 --stop-at-alarm.
     """
-    import sys
-
     from liftmap.engines.watch import Watched, expose, from_folder, from_lines
     from liftmap.engines.watch import watch as run_watch
 
@@ -666,6 +665,8 @@ def serve(
         typical = list(islice(readable(_open(compare_with, None, False, None)), 12))
     served = create_app(detector, settings, typical)
     console.print(f"http://{host}:{port}  (description of the interface: /openapi.json)")
+    # the model's thread waits for Python's lock after each step: not for long
+    sys.setswitchinterval(5e-4)
     uvicorn.run(served, host=host, port=port, log_level="warning")
 
 

@@ -195,8 +195,11 @@ class Detector:
         """Norms of the score, `self.rows` images at a time; without levels if nobody asks."""
         if not self.method.norms:
             return torch.empty(len(batch.original), 0)
-        parts = torch.split(batch.original, self.rows)
-        return torch.cat([score_norms(self.denoiser, x) for x in parts])
+        found = []
+        for rows in torch.split(torch.arange(len(batch.original)), self.rows):
+            even = _evened(rows).to(batch.original.device)
+            found.append(score_norms(self.denoiser, batch.original[even])[: len(rows)])
+        return torch.cat(found)
 
     def _surprise(self, norms: Float[Tensor, "b levels"]) -> Float[Tensor, "b"] | None:
         """Minus the log-density of the norms, if the method asks for them."""
@@ -509,7 +512,8 @@ def _evened(rows: Int[Tensor, "n"]) -> Int[Tensor, "m"]:
     """The rows, of more than 32 the last repeated until they are a multiple of 16.
 
     The CPU's library keeps code and buffers for each shape of batch that it has met. How many
-    images go on after a look differs from batch to batch; so they share a few shapes.
+    images go on after a look differs from batch to batch, and how many a service has to score at
+    once; so they share a few shapes.
     """
     if len(rows) <= 2 * EVEN:
         return rows

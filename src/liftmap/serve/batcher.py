@@ -36,14 +36,24 @@ class Batcher:
     Everything that touches the model runs in one thread: batches, and whatever `call` is given.
     """
 
-    def __init__(self, detector: Detector, *, most_waiting: int = 256, gather: float = 0.01):
+    def __init__(
+        self,
+        detector: Detector,
+        *,
+        most_waiting: int = 256,
+        gather: float = 0.01,
+        share: float = 0.1,
+    ):
         """Prepare; `start` sets to work.
 
         Args:
             most_waiting: images beyond this are refused.
-            gather: seconds that the first image of a batch waits for company.
+            gather: seconds that a batch waits for its next image.
+            share: it waits no longer than this share of what the last batch took, in all.
         """
-        self.detector, self.most_waiting, self.gather = detector, most_waiting, gather
+        self.detector, self.most_waiting = detector, most_waiting
+        self.gather, self.share = gather, share
+        self._seconds = 0.0  # of the last batch
         self._waiting: asyncio.Queue[tuple[Tensor, asyncio.Future[OneScore]]] = asyncio.Queue()
         self._pending = 0  # asked for and not answered
         self._thread = ThreadPoolExecutor(1, "liftmap")
@@ -106,19 +116,23 @@ class Batcher:
             except Exception as error:  # whatever it was, each request must hear of it
                 self._answer(batch, [error] * len(batch))
                 continue
-            seconds = loop.time() - begun
+            seconds = self._seconds = loop.time() - begun
             self._rate = 0.8 * self._rate + 0.2 * len(batch) / max(seconds, 1e-3)
             self._answer(batch, scores)
             self.on_batch(len(batch), seconds)
 
     async def _next_batch(self) -> list[tuple[Tensor, asyncio.Future[OneScore]]]:
-        """The first that waits, and what comes within `gather` seconds, up to a full batch."""
+        """The first that waits, and what comes after it in close order, up to a full batch.
+
+        Whoever was just answered asks again at about the same time: whole batches, not halves.
+        """
         batch = [await self._waiting.get()]
-        end = asyncio.get_running_loop().time() + self.gather
+        end = asyncio.get_running_loop().time() + max(self.gather, self.share * self._seconds)
         while len(batch) < self.detector.batch:
             left = end - asyncio.get_running_loop().time()
             try:
-                batch.append(await asyncio.wait_for(self._waiting.get(), max(0.0, left)))
+                wait = max(0.0, min(left, self.gather))
+                batch.append(await asyncio.wait_for(self._waiting.get(), wait))
             except TimeoutError:
                 break
         return batch
