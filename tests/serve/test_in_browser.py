@@ -118,7 +118,7 @@ def test_the_keyboard_is_enough(address: str, tab: Any) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "files"
     with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
+        page.keyboard.press("Space")
     chooser.value.set_files(upload("a.png", png(1)))
     expect(page.locator("#results li")).to_have_count(1)
     for _ in range(4):  # the camera, the rate, the key, the result
