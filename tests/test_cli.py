@@ -216,6 +216,22 @@ def test_report_is_one_file_about_a_scored_folder(
     assert "can't be read as Parquet" in words(bad)
 
 
+def test_ray_scores_into_a_folder_of_parts(images: Path, model: Path, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    asked = ("score", images, "--model", model, "--engine", "ray", "--workers", 1, "--limit", 6)
+    output = tmp_path / "scores"
+    done = liftmap(*asked, "--output", output, "--report", tmp_path / "report.html")
+    ray.shutdown()
+    assert "6 images" in words(done)
+    assert pq.read_table(output / "part-000000000.parquet").num_rows == 6
+    assert (tmp_path / "report.html").stat().st_size > 50_000
+    wrong = liftmap(*asked, "--output", tmp_path / "s.parquet", code=1)
+    assert "Ray's workers write a folder" in words(wrong)
+    assert "need local or ray" in words(
+        liftmap(*asked[:4], "--engine", "x", "--output", output, code=1)
+    )
+
+
 def test_watch_takes_paths_from_a_pipe_and_goes_on(
     images: Path, model: Path, tmp_path: Path
 ) -> None:

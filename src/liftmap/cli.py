@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from liftmap.detector import Detector
-    from liftmap.engines.local import Summary
+    from liftmap.engines.local import Summary, Upto
     from liftmap.evaluation.benchmark import Entrant
     from liftmap.evaluation.paper import Plan
     from liftmap.images.sources import Source
@@ -224,6 +224,14 @@ def score(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON, for scripts.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: many processes or machines (extra: ray).")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster, or auto; one is started here otherwise.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Of Ray: each loads the model once.", min=1)] = 2,
+    gpus_per_worker: Annotated[float, typer.Option(help="Of Ray's workers.")] = 0.0,
     steps: StepsOption = None,
     attempts: AttemptsOption = None,
     distance: DistanceOption = None,
@@ -243,19 +251,35 @@ def score(
 
     if fail_if_flagged is not None and (uncalibrated or not 0 <= fail_if_flagged <= 1):
         raise SettingsError(f"--fail-if-flagged {fail_if_flagged}: need 0 to 1, and decisions")
-    if report and (uncalibrated or output.suffix.lower() != ".parquet"):
+    if engine not in ("local", "ray"):
+        raise SettingsError(f"--engine {engine}: need local or ray")
+    tables = (".parquet",) if engine == "local" else ("",)
+    if report and (uncalibrated or output.suffix.lower() not in tables):
         raise SettingsError("--report: need a .parquet --output, with decisions")
+    if engine == "ray" and output.suffix:
+        raise SettingsError(f"--output {output}: Ray's workers write a folder of parts")
     detector = _detector(model, _method(method, steps, attempts, distance), device, precision, rows)
     opened = _open(source, root, download, limit)
+    to: Upto = "scores" if uncalibrated else "decisions"
     with ScoreProgress(complaints if as_json else console, opened.count()) as on_batch:
-        summary = score_source(
-            detector,
-            opened,
-            output,
-            false_alarms=false_alarms,
-            to="scores" if uncalibrated else "decisions",
-            on_batch=on_batch,
-        )
+        if engine == "ray":
+            from liftmap.engines.ray import Cluster, score_on_ray
+
+            cluster = Cluster(address, workers, gpus_per_worker)
+            summary = score_on_ray(
+                detector,
+                opened,
+                output,
+                cluster,
+                root=root,
+                false_alarms=false_alarms,
+                to=to,
+                on_part=on_batch,
+            )
+        else:
+            summary = score_source(
+                detector, opened, output, false_alarms=false_alarms, to=to, on_batch=on_batch
+            )
     if as_json:
         typer.echo(json.dumps(summary.as_json() | {"output": str(output)}))
     else:

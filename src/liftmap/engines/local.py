@@ -81,8 +81,18 @@ class Summary:
         if row["p_value"] is not None:
             self.p_values[min(BINS - 1, int(BINS * row["p_value"]))] += 1
         if row["score"] is not None:
-            self.oddest.append((row["score"], row["id"], row["p_value"]))
-            self.oddest = nlargest(ODDEST, self.oddest, key=lambda image: image[0])
+            self._keep_oddest([(row["score"], row["id"], row["p_value"])])
+
+    def merge(self, other: "Summary") -> None:
+        """Take what another part of the same run did into account; `seconds` are added."""
+        for name in ("images", "skipped", "flagged", "computed", "seconds", "attempts"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.reasons = dict(islice((self.reasons | other.reasons).items(), 10))
+        self.p_values = [a + b for a, b in zip(self.p_values, other.p_values, strict=True)]
+        self._keep_oddest(other.oddest)
+
+    def _keep_oddest(self, more: list[tuple[float, str, float | None]]) -> None:
+        self.oddest = nlargest(ODDEST, [*self.oddest, *more], key=lambda image: image[0])
 
 
 def score_source(

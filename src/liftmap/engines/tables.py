@@ -137,7 +137,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         for part in parts:
             yield from read_rows(part)
         return
-    columns = ["id", "score", "p_value", "attempts", "reason"]
+    columns = ["id", "score", "p_value", "is_ood", "attempts", "reason"]
     try:
         with pq.ParquetFile(path) as file:
             missing = set(columns) - set(file.schema_arrow.names)

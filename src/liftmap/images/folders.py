@@ -29,6 +29,7 @@ def folder_source(request: Request) -> Stream:
             Entry(p.relative_to(root).as_posix(), partial(load_file, p)) for p in _images(root)
         ),
         lambda: sum(1 for _ in _images(root)),
+        find=lambda id: Entry(id, partial(load_file, root / id)),
     )
 
 

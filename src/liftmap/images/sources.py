@@ -47,11 +47,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Stream:
-    """A source made of two functions."""
+    """A source made of functions.
+
+    find: gives the image of an id, for sources that can do so without walking to it.
+    """
 
     name: str
     entries: Callable[[], Iterator[Entry]]
     counter: Callable[[], int | None] = lambda: None
+    find: Callable[[str], Entry] | None = None
 
     def __iter__(self) -> Iterator[Entry]:
         first = True
@@ -86,8 +90,9 @@ def open_source(
 
     Args:
         spec: a folder, an image, .zip, .tar[.gz], .npz[:key], .npy, IDX (-ubyte[.gz]), .parquet,
-            torchvision:NAME:split or hf:NAME:split. Any of them may end in [start:stop], which
-            takes those images of it, counted from 0: digits.npz:images[8000:].
+            torchvision:NAME:split, hf:NAME:split, or s3://bucket/folder and its like. Any of them
+            may end in [start:stop], which takes those images of it, counted from 0:
+            digits.npz:images[8000:].
         root: the folder of torchvision's data sets.
         download: let torchvision download.
         column: the Parquet column of image bytes; found by its type otherwise.
@@ -106,6 +111,10 @@ def open_source(
     named = _named()
     if ":" in request.spec and prefix in named:
         return named[prefix](request)
+    if "://" in request.spec:
+        from liftmap.images.urls import url_source
+
+        return url_source(request)
     path = Path(request.spec)
     if path.is_dir():
         from liftmap.images.folders import folder_source

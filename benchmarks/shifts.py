@@ -1,0 +1,94 @@
+"""What each kind of evidence sees of synthetic shifts: redraws, score norms, and both together.
+
+On images held out of the model's training and shifted versions of others (`validation.py`), by one
+method with all attempts. A fifth of the normal images, at most 200, sets the scales.
+
+    python benchmarks/shifts.py --model cifar10 --source cifar10_train.npz:images --work DIR
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from validation import SHIFTS, known_split, shifted
+
+from liftmap.aggregate import Rule, rule_rows
+from liftmap.detector import Detector, Measured
+from liftmap.evaluation.metrics import auroc
+from liftmap.images.sources import open_source, readable
+from liftmap.method import find_method
+from liftmap.terminal import CountProgress
+
+
+def measured(detector: Detector, pixels: Tensor, name: str) -> Measured:
+    from rich.console import Console
+
+    found = []
+    with CountProgress(Console(stderr=True), name) as on_batch:
+        for part in torch.split(pixels, detector.batch):
+            found.append(detector.measure(part))
+            on_batch(sum(len(m.distances) for m in found), len(pixels))
+    return Measured(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--source", required=True, help="what the model was trained on")
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--method", default="fast")
+    parser.add_argument("--images", type=int, default=500, help="a side")
+    parser.add_argument("--others", nargs="*", default=[], help="OOD sources, not for tests")
+    asked = parser.parse_args()
+    method = replace(find_method(asked.method), norms=True, early_stop=None)
+    detector = Detector.from_pretrained(asked.model, method=method)
+    _, held = known_split(detector, asked.source, asked.root, asked.work / "images.u8")
+    count = min(asked.images, len(held) // 2)
+    pixels = held.pixels(torch.arange(2 * count))
+    sides = {"normal": pixels[:count], "shifted": shifted(pixels[count:])}
+    for spec in asked.others:
+        some = [detector.preparation(image) for _, image in readable(open_source(spec))]
+        sides[Path(spec).stem] = torch.stack(some)
+    found = {name: measured(detector, images, name) for name, images in sides.items()}
+    for_rule = rule_rows(count)
+    rest = torch.ones(count, dtype=torch.bool)
+    rest[for_rule] = False
+    density = detector.density
+    assert density is not None, "the model has no density of score norms: calibrate it"
+    surprise = {name: -density.log_density(m.norms) for name, m in found.items()}
+    kinds = method.distance.split("+")
+
+    def scores(name: str, columns: list[int], *, norms: bool) -> np.ndarray:
+        if not columns:
+            return surprise[name].double().numpy()
+        known = surprise["normal"][for_rule] if norms else None
+        distances = found["normal"].distances[for_rule][..., columns]
+        rule = Rule.from_distances(distances, None, method.aggregate, known)
+        mine = surprise[name] if norms else None
+        got = rule.scores(found[name].distances[..., columns], method.aggregate, mine)
+        return got.double().numpy()
+
+    every = list(range(len(kinds)))
+    variants = {kind: ([i], False) for i, kind in enumerate(kinds)}
+    variants |= {method.distance: (every, False), "norms": ([], True), "both": (every, True)}
+    others = [name for name in sides if name not in ("normal", "shifted")]
+    print(f"{int(rest.sum())} + {count} images, {asked.method}, {method.attempts} attempts\n")
+    print(f"| evidence | AUROC | {' | '.join([*SHIFTS, *others])} |")
+    print("|---" * (2 + len(SHIFTS) + len(others)) + "|")
+    for name, (columns, norms) in variants.items():
+        inside = scores("normal", columns, norms=norms)[rest.numpy()]
+        odd = scores("shifted", columns, norms=norms)
+        cells = [auroc(inside, odd[i :: len(SHIFTS)]) for i in range(len(SHIFTS))]
+        cells += [auroc(inside, scores(other, columns, norms=norms)) for other in others]
+        told = " | ".join(f"{value:.3f}" for value in cells)
+        print(f"| {name} | {auroc(inside, odd):.4f} | {told} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""Scores a source on the machines of a Ray cluster, into one folder of Parquet parts.
+
+The folder, which all machines must see, holds `listing.parquet`, the ids in the source's order, one
+row group a part; `run.json`, what the parts belong to; and `part-NNNNNNNNN.parquet`, each written
+whole by whichever worker scored it. A rerun computes the parts that are missing, so that each image
+has exactly one row whatever was lost on the way.
+"""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from liftmap.detector import Detector
+from liftmap.diffusion.checkpoints import Checkpoint
+from liftmap.diffusion.denoiser import Precision
+from liftmap.engines.local import Decide, Summary, Upto, score_batch
+from liftmap.engines.tables import read_rows, write_table
+from liftmap.errors import ImageError, MissingExtraError, OutputError, SourceError
+from liftmap.files import atomic_path
+from liftmap.images.sources import Entry, Source, open_source, part
+from liftmap.method import Method
+
+PART = 2000  # images that a worker takes at a time
+CRASHES = 2  # of a worker at one image alone, after which the image is given up
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where to run.
+
+    address: of a running cluster, "auto" for the one of this machine; None starts one here.
+    workers: processes that each load the model once. gpus_per_worker: 0 for the CPU.
+    """
+
+    address: str | None = None
+    workers: int = 2
+    gpus_per_worker: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that a worker needs to know; sent to each."""
+
+    checkpoint: Checkpoint
+    method: Method
+    precision: Precision | None
+    rows: int
+    spec: str
+    root: Path | None
+    output: Path
+    false_alarms: float
+    to: Upto
+    part: int
+    threads: int
+
+
+def score_on_ray(
+    detector: Detector,
+    source: Source,
+    output: Path,
+    cluster: Cluster,
+    *,
+    root: Path | None = None,
+    false_alarms: float = 0.05,
+    to: Upto = "decisions",
+    images_a_part: int = PART,
+    on_part: Callable[[Summary], None] = lambda summary: None,
+) -> Summary:
+    """Score every image of a source; the same scores as `score_source` gives.
+
+    Args:
+        detector: what each worker gets a copy of; its device is the worker's own.
+        source: opened by its name again on each machine, with `root`.
+        on_part: called with what is done so far, first with what was there already.
+
+    Raises:
+        MissingExtraError: the extra `ray` is not installed.
+        OutputError: the folder holds another run, or can't be written.
+        and as `score_source`.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError("ray", "ray") from error
+    decide = Decide(detector, to, false_alarms)  # refuses before the work
+    run = {
+        "source": source.name,
+        "images": source.count(),
+        "weights": detector.checkpoint.weights_key,
+        "method": detector.method.key,
+        "images_a_part": images_a_part,
+        **decide.run,
+    }
+    _begin(output, run)
+    parts, images = _list(source, output / "listing.parquet", images_a_part)
+    summary, missing = Summary(), []
+    for number in range(parts):
+        path = _part_path(output, number, images_a_part)
+        if path.exists():
+            for row in read_rows(path):
+                summary.count(row)
+        else:
+            missing.append(number)
+    on_part(summary)
+    if missing:
+        ray.init(address=cluster.address, ignore_reinit_error=True, include_dashboard=False)
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        threads = max(1, cores // cluster.workers)
+        checkpoint, method = detector.checkpoint, detector.method
+        precision, rows = detector.denoiser.precision, detector.rows
+        job = _Job(
+            checkpoint, method, precision, rows, source.name, root, output.absolute(),
+            false_alarms, to, images_a_part, threads,
+        )  # fmt: skip
+        for done in _results(job, missing, cluster):
+            summary.merge(done)
+            on_part(summary)
+    if summary.images != images:
+        raise OutputError(
+            f"{output}: {summary.images} rows for {images} images; run again to go on"
+        )
+    return summary
+
+
+def _results(job: _Job, missing: list[int], cluster: Cluster) -> Iterator[Summary]:
+    """What each part gave, as workers finish them; a lost worker's part goes to another."""
+    import ray
+
+    gpus = cluster.gpus_per_worker
+    done = ray.data.from_items([{"part": number} for number in missing]).map_batches(
+        _Worker,
+        fn_constructor_args=(job,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=cluster.workers, max_tasks_in_flight_per_actor=1),
+        num_cpus=None if gpus else job.threads,
+        num_gpus=gpus or None,
+        max_restarts=-1,
+        max_task_retries=-1,
+    )
+    for row in done.iter_rows():
+        told = json.loads(row["summary"])
+        yield Summary(**told | {"oddest": [tuple(image) for image in told["oddest"]]})
+
+
+class _Worker:
+    """Loads the model once, then scores one part after the other."""
+
+    def __init__(self, job: _Job) -> None:
+        import torch
+
+        torch.set_num_threads(job.threads)
+        self.job = job
+        self.detector = Detector(
+            job.checkpoint, method=job.method, precision=job.precision, rows=job.rows
+        )
+        self.decide = Decide(self.detector, job.to, job.false_alarms)
+        self.source = open_source(job.spec, root=job.root)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        return {"summary": [json.dumps(asdict(self.score(int(n)))) for n in batch["part"]]}
+
+    def score(self, number: int) -> Summary:
+        """Score a part into its file."""
+        begun, summary, rows = time.monotonic(), Summary(), []
+        diary = _Diary(self.job.output / f".part-{number}.diary")
+        entries = self._entries(number)
+        for first, last in diary.ranges(len(entries), self.detector.batch):
+            diary.enter(first, last)
+            some = [diary.unless_given_up(first + i, e) for i, e in enumerate(entries[first:last])]
+            rows += score_batch(self.detector, some, self.decide)
+        path = _part_path(self.job.output, number, self.job.part)
+        method = self.detector.method
+        write_table(rows, path, list(self.detector.distances), method.attempts)
+        diary.close()
+        for row in rows:
+            summary.count(row)
+        summary.computed, summary.seconds = len(rows), time.monotonic() - begun
+        return summary
+
+    def _entries(self, number: int) -> list[Entry]:
+        """The images of a part, found by their ids, or by their places in the source."""
+        ids = _ids(self.job.output / "listing.parquet", number)
+        find = getattr(self.source, "find", None)
+        if find is not None:
+            return [find(id) for id in ids]
+        first = number * self.job.part
+        found = list(part(self.source, first, first + len(ids), name=self.source.name))
+        if [entry.id for entry in found] != ids:
+            raise SourceError(
+                f"{self.source.name} has changed since it was listed: choose another --output"
+            )
+        return found
+
+
+class _Diary:
+    """What a worker is at within a part, so that the next one knows where it died.
+
+    A worker that dies in a batch leaves the batch to be done image by image; one image at which
+    workers die CRASHES times is given up.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.careful: list[tuple[int, int]] = []
+        self.crashes: Counter[int] = Counter()
+        if path.exists() and (lines := path.read_text(encoding="utf-8").splitlines()):
+            begun = [tuple(map(int, line.split())) for line in lines]
+            # all but the last range of each life was survived; a life ends with a line "-1 -1"
+            for before, (first, last) in zip(begun, [*begun[1:], (-1, -1)], strict=True):
+                if (first, last) == (-1, -1) and before != (-1, -1):
+                    self._died_in(*before)
+            self._write(-1, -1)
+
+    def _died_in(self, first: int, last: int) -> None:
+        if last - first == 1:
+            self.crashes[first] += 1
+        self.careful.append((first, last))
+
+    def ranges(self, count: int, batch: int) -> Iterator[tuple[int, int]]:
+        """Batches of places; single ones where a worker died before."""
+        for first in range(0, count, batch):
+            last = min(count, first + batch)
+            if any(a < last and first < b for a, b in self.careful):
+                yield from ((i, i + 1) for i in range(first, last))
+            else:
+                yield first, last
+
+    def enter(self, first: int, last: int) -> None:
+        """Note which places are next."""
+        self._write(first, last)
+
+    def unless_given_up(self, place: int, entry: Entry) -> Entry:
+        """The image, or one that can't be read in its place."""
+        if self.crashes[place] < CRASHES:
+            return entry
+        return Entry(entry.id, _give_up)
+
+    def _write(self, first: int, last: int) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{first} {last}\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """The part is written."""
+        self.path.unlink(missing_ok=True)
+
+
+def _give_up() -> Any:
+    raise ImageError(f"{CRASHES} workers died at it: given up")
+
+
+def _begin(output: Path, run: dict[str, Any]) -> None:
+    """Note what the parts belong to, or refuse if they belong to something else."""
+    path = output / "run.json"
+    wanted = json.loads(json.dumps(run))
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            differs = [name for name in wanted if before.get(name) != wanted[name]]
+        except (ValueError, AttributeError):
+            differs = [str(path)]
+        if differs:
+            raise OutputError(
+                f"{output} holds another run ({', '.join(differs)} differ): choose another --output"
+            )
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+
+
+def _list(source: Source, path: Path, images_a_part: int) -> tuple[int, int]:
+    """(parts, images) of the source; its ids are listed once, and stay as they were then."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        ids = (entry.id for entry in source)
+        schema = pa.schema([("id", pa.string())])
+        with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+            while chunk := list(islice(ids, images_a_part)):
+                writer.write_table(pa.table({"id": chunk}, schema=schema))
+    about = pq.read_metadata(path)
+    return about.num_row_groups, about.num_rows
+
+
+def _ids(path: Path, number: int) -> list[str]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        ids: list[str] = file.read_row_group(number)["id"].to_pylist()
+    return ids
+
+
+def _part_path(output: Path, number: int, images_a_part: int) -> Path:
+    return output / f"part-{number * images_a_part:09}.parquet"

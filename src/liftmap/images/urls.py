@@ -1,0 +1,68 @@
+"""Images in object stores: s3://bucket/folder, gs://bucket/folder and what else pyarrow opens."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from PIL import Image
+
+from liftmap.errors import ImageError, SourceError
+from liftmap.images.prepare import decode
+from liftmap.images.sources import SUFFIXES, Entry, Request, Stream
+
+
+def url_source(request: Request) -> Stream:
+    """Every image below an address; ids are paths relative to it, in the store's sorted order.
+
+    Options of the store stand in the address, as pyarrow takes them:
+    s3://bucket/folder?region=eu-central-1, or ?endpoint_override=host:port&scheme=http.
+
+    Raises:
+        SourceError: the address can't be used, or nothing is there.
+    """
+    spec = request.spec
+    root = _open(spec)[1]
+    return Stream(
+        spec,
+        lambda: (_entry(spec, path[len(root) :].lstrip("/")) for path in _images(spec)),
+        find=lambda id: _entry(spec, id),
+    )
+
+
+def _open(spec: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it."""
+    import pyarrow as pa
+    from pyarrow import fs
+
+    try:
+        system, root = fs.FileSystem.from_uri(spec)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise SourceError(f"{spec}: can't be opened ({error})") from error
+    return system, root.rstrip("/")
+
+
+def _images(spec: str) -> Iterator[str]:
+    import pyarrow as pa
+    from pyarrow import fs
+
+    system, root = _open(spec)
+    try:
+        found = system.get_file_info(fs.FileSelector(root, recursive=True))
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{spec}: can't be listed ({error})") from error
+    paths = sorted(info.path for info in found if info.type == fs.FileType.File)
+    return (path for path in paths if path.lower().endswith(tuple(SUFFIXES)))
+
+
+def _entry(spec: str, id: str) -> Entry:
+    return Entry(id, partial(_load, spec, id))
+
+
+def _load(spec: str, id: str) -> Image.Image:
+    system, root = _open(spec)
+    try:
+        with system.open_input_stream(f"{root}/{id}") as file:
+            data = file.read()
+    except OSError as error:
+        raise ImageError(f"can't be read ({error})") from error
+    return decode(data)

@@ -1,0 +1,165 @@
+"""Scoring on a Ray cluster of this machine, with a network that is small."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from tiny import pixels, save_images, small_detector, small_method
+
+from liftmap.detector import Detector
+from liftmap.engines.local import Summary, score_source
+from liftmap.engines.ray import Cluster, _Diary, _Job, _Worker, score_on_ray
+from liftmap.engines.tables import read_rows
+from liftmap.errors import OutputError
+from liftmap.images.sources import Entry, Source, open_source
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    made = small_detector(small_method(attempts=2, steps=1), rows=8)  # batches of 4 images
+    made.set_calibration(made.score_pixels(pixels(40, seed=9)).scores.tolist())
+    return made
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield Cluster(workers=2)
+    ray.shutdown()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Source:
+    folder = save_images(tmp_path / "images", 22)
+    (folder / "004.png").write_text("no image")
+    return open_source(folder)
+
+
+def test_the_parts_are_the_local_table(
+    detector: Detector, cluster: Cluster, images: Source, tmp_path: Path
+) -> None:
+    told: list[int] = []
+    found = score_on_ray(
+        detector,
+        images,
+        tmp_path / "r",
+        cluster,
+        images_a_part=5,
+        on_part=lambda s: told.append(s.images),
+    )
+    local = score_source(detector, images, tmp_path / "s.parquet")
+    rows, expected = list(read_rows(tmp_path / "r")), list(read_rows(tmp_path / "s.parquet"))
+    assert [r["id"] for r in rows] == [r["id"] for r in expected]
+    assert [r["reason"] for r in rows] == [r["reason"] for r in expected]
+    scored = [(r["score"], e["score"]) for r, e in zip(rows, expected, strict=True) if r["score"]]
+    assert len(scored) == 21
+    for got, want in scored:
+        assert got == pytest.approx(want, rel=1e-3)
+    assert (found.images, found.skipped, found.flagged) == (22, 1, local.flagged)
+    assert found.reasons == local.reasons and found.p_values == local.p_values
+    assert told[0] == 0 and told[-1] == 22 and len(told) == 6
+
+    path = tmp_path / "r" / "part-000000005.parquet"
+    path.unlink()
+    before = (tmp_path / "r" / "part-000000000.parquet").stat().st_mtime_ns
+    again = score_on_ray(detector, images, tmp_path / "r", cluster, images_a_part=5)
+    assert (again.images, again.computed) == (22, 5), "only what was missing"
+    assert (tmp_path / "r" / "part-000000000.parquet").stat().st_mtime_ns == before
+    with pytest.raises(OutputError, match=r"another run \(false_alarms differ\)"):
+        score_on_ray(detector, images, tmp_path / "r", cluster, images_a_part=5, false_alarms=0.1)
+
+
+def test_a_source_that_is_no_folder_is_read_by_place(
+    detector: Detector, cluster: Cluster, tmp_path: Path
+) -> None:
+    import numpy as np
+
+    np.save(tmp_path / "images.npy", pixels(7)[:, 0].numpy())
+    source = open_source(tmp_path / "images.npy")
+    found = score_on_ray(detector, source, tmp_path / "r", cluster, images_a_part=3)
+    assert found.images == 7
+    assert [row["id"] for row in read_rows(tmp_path / "r")] == [str(i) for i in range(7)]
+
+
+def test_a_worker_that_is_killed_costs_nothing(
+    detector: Detector, cluster: Cluster, tmp_path: Path
+) -> None:
+    folder = save_images(tmp_path / "many", 400)
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            for line in os.popen("pgrep -f 'ray::.*_Worker'").read().split():
+                if list((tmp_path / "r").glob("part-*.parquet")):
+                    os.kill(int(line), signal.SIGKILL)
+                    killed.append(int(line))
+                    return
+            time.sleep(0.01)
+
+    threading.Thread(target=kill, daemon=True).start()
+    found = score_on_ray(detector, open_source(folder), tmp_path / "r", cluster, images_a_part=20)
+    assert killed and found.images == 400
+    ids = [row["id"] for row in read_rows(tmp_path / "r")]
+    assert ids == [f"{i:03}.png" for i in range(400)]
+    assert not list((tmp_path / "r").glob(".part-*.diary"))
+
+
+class Died(BaseException):
+    """Stands for a decoder that takes its process along."""
+
+
+def test_an_image_at_which_workers_die_is_given_up(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, output = save_images(tmp_path / "images", 10), tmp_path / "r"
+    output.mkdir()
+    import pyarrow as pa
+
+    pq.write_table(pa.table({"id": [f"{i:03}.png" for i in range(10)]}), output / "listing.parquet")
+    job = _Job(
+        detector.checkpoint, detector.method, "float32", 8, str(folder), None, output,
+        0.05, "decisions", 10, 1,
+    )  # fmt: skip
+
+    def deadly(self: _Worker, number: int) -> list[Entry]:
+        def die() -> None:
+            raise Died
+
+        entries = list(open_source(folder))
+        entries[6] = Entry(entries[6].id, die)  # type: ignore[arg-type]
+        return entries
+
+    monkeypatch.setattr(_Worker, "_entries", deadly)
+    deaths = 0
+    for _ in range(10):
+        try:
+            summary = _Worker(job).score(0)
+            break
+        except Died:
+            deaths += 1
+    assert deaths == 3, "once with its batch, twice alone"
+    assert isinstance(summary, Summary) and summary.images == 10
+    assert summary.reasons == {"006.png": "2 workers died at it: given up"}
+
+
+def test_a_diary_tells_deaths_from_progress(tmp_path: Path) -> None:
+    path = tmp_path / "diary"
+    first = _Diary(path)
+    for begin, end in list(first.ranges(10, 4))[:2]:
+        first.enter(begin, end)  # dies in the second
+    second = _Diary(path)
+    assert second.careful == [(4, 8)] and not second.crashes
+    assert list(second.ranges(10, 4)) == [(0, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 10)]
+    for begin, end in list(second.ranges(10, 4))[:3]:
+        second.enter(begin, end)  # dies at 5
+    third = _Diary(path)
+    assert third.crashes == {5: 1}
+    third.close()
+    assert not path.exists()
