@@ -34,7 +34,7 @@ PATIENCE = 90.0  # seconds
 
 @dataclass
 class Tally:
-    """What the clients saw."""
+    """What the clients saw; `own` are the processor seconds that they took themselves."""
 
     outcomes: Counter[tuple[str, int]] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)  # of good requests
@@ -42,6 +42,7 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
     lost: int = 0  # taken by the service and never answered
     refused: int = 0  # not taken
+    own: float = 0.0
 
 
 def png(image: Image.Image) -> bytes:
@@ -142,21 +143,34 @@ def resident(pid: int) -> float:
     return int(found[1]) / 1024
 
 
+async def images_a_batch(address: str) -> float:
+    """Mean number of images that the service scored at once."""
+    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE) as http:
+        told = (await http.get("/metrics")).text
+    total, count = (
+        float(re.findall(rf"^liftmap_batch_images_{name} (\S+)", told, re.MULTILINE)[0])
+        for name in ("sum", "count")
+    )
+    return total / count
+
+
 async def load(
     address: str,
     requests: tuple[list[Asked], list[Asked]],
     clients: int,
     seconds: float,
     service: subprocess.Popen[str],
-) -> tuple[Tally, list[float], Tally]:
-    """What was seen under load, the memory each second, and what was seen of a stop under load."""
-    stop, tally, memory = asyncio.Event(), Tally(), []
+) -> tuple[Tally, list[float], float, Tally]:
+    """What was seen under load, memory each second, images a batch, and what of a stop."""
+    stop, tally, memory, begun = asyncio.Event(), Tally(), [], time.process_time()
     tasks = [asyncio.create_task(client(address, requests, tally, stop, i)) for i in range(clients)]
     for _ in range(round(seconds)):
         await asyncio.sleep(1)
         memory.append(resident(service.pid))
     stop.set()
     await asyncio.gather(*tasks)
+    tally.own = time.process_time() - begun
+    batch = await images_a_batch(address)
     ending, never = Tally(), asyncio.Event()
     tasks = [
         asyncio.create_task(client(address, requests, ending, never, -i)) for i in range(clients)
@@ -164,7 +178,7 @@ async def load(
     await asyncio.sleep(3)
     service.send_signal(signal.SIGTERM)
     await asyncio.gather(*tasks)
-    return tally, memory, ending
+    return tally, memory, batch, ending
 
 
 def library_rate(detector: Detector, pictures: list[Image.Image], images: int) -> float:
@@ -211,12 +225,12 @@ def main() -> None:
     pictures = [image for _, image in islice(found, asked.images)]
     requests = all_requests([png(picture) for picture in pictures])
     service = started(asked.model, asked.port, address)
-    tally, memory, ending = asyncio.run(
+    tally, memory, batch, ending = asyncio.run(
         load(address, requests, asked.clients, asked.seconds, service)
     )
     code = service.wait(PATIENCE)
     alone = library_rate(Detector.from_pretrained(asked.model), pictures, 3000)
-    report(tally, memory, ending, asked, alone, code)
+    report(tally, memory, batch, ending, asked, alone, code)
     if tally.wrong or tally.lost or ending.wrong or ending.lost:
         raise SystemExit(1)
 
@@ -224,6 +238,7 @@ def main() -> None:
 def report(
     tally: Tally,
     memory: list[float],
+    batch: float,
     ending: Tally,
     asked: argparse.Namespace,
     alone: float,
@@ -234,12 +249,18 @@ def report(
         print(f"| {kind} | {status} | {count} |")
     p50, p95, p99 = 1000 * np.quantile(tally.seconds, [0.5, 0.95, 0.99])
     rate, tenth = tally.images / asked.seconds, max(1, len(memory) // 10)
+    early, late = np.mean(memory[tenth : 2 * tenth]), np.mean(memory[-tenth:])
     print(
         f"\n{asked.clients} clients, {asked.seconds:.0f} s; good requests p50 {p50:.0f} ms, p95 "
-        f"{p95:.0f} ms, p99 {p99:.0f} ms; {rate:.1f} images/s, the library in batches {alone:.1f} "
-        f"({rate / alone:.2f}); memory {np.mean(memory[tenth : 2 * tenth]):.0f} MB in the second "
-        f"tenth of the time, {np.mean(memory[-tenth:]):.0f} MB in the last; "
-        f"wrong answers {len(tally.wrong)}, lost requests {tally.lost}"
+        f"{p95:.0f} ms, p99 {p99:.0f} ms; {batch:.0f} images a batch"
+    )
+    print(
+        f"{rate:.1f} images/s, the library in batches {alone:.1f} ({rate / alone:.2f}); the clients "
+        f"themselves took {tally.own / asked.seconds:.0%} of a core"
+    )
+    print(
+        f"memory {early:.0f} MB in the second tenth of the time, {late:.0f} MB in the last; wrong "
+        f"answers {len(tally.wrong)}, lost requests {tally.lost}"
     )
     answered = sum(ending.outcomes.values())
     print(
