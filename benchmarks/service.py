@@ -255,8 +255,8 @@ def report(
         f"{p95:.0f} ms, p99 {p99:.0f} ms; {batch:.0f} images a batch"
     )
     print(
-        f"{rate:.1f} images/s, the library in batches {alone:.1f} ({rate / alone:.2f}); the clients "
-        f"themselves took {tally.own / asked.seconds:.0%} of a core"
+        f"{rate:.1f} images/s, the library in batches {alone:.1f} ({rate / alone:.2f}); the "
+        f"clients themselves took {tally.own / asked.seconds:.0%} of a core"
     )
     print(
         f"memory {early:.0f} MB in the second tenth of the time, {late:.0f} MB in the last; wrong "
