@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -32,7 +33,7 @@ from liftmap.detector import Detector
 from liftmap.errors import CalibrationError, ImageError, SettingsError
 from liftmap.explanation import Explanation, draw_explanations, in_words
 from liftmap.images.prepare import decode
-from liftmap.serve.batcher import Batcher, BusyError, OneScore
+from liftmap.serve.batcher import Batcher, BusyError, OneScore, model_thread
 
 log = logging.getLogger("liftmap.serve")
 
@@ -154,18 +155,22 @@ def create_app(
     detector: Detector,
     settings: ServiceSettings | None = None,
     typical: Sequence[tuple[str, Image]] = (),
+    thread: ThreadPoolExecutor | None = None,
 ) -> FastAPI:
     """The service around a detector.
 
     Args:
         typical: ids and normal images that the page shows for comparison.
+        thread: where the detector was loaded (`model_thread`), and then stays.
 
     Raises:
         CalibrationError: the model can't decide at the default false-alarm rate.
     """
     settings = settings or ServiceSettings()
     detector.calibration.threshold(settings.false_alarms)
-    batcher = Batcher(detector, most_waiting=settings.most_waiting)
+    thread = thread or model_thread()
+    shown = thread.submit(_typicals, detector, typical).result()
+    batcher = Batcher(detector, most_waiting=settings.most_waiting, thread=thread)
     metrics = _Metrics(batcher)
 
     @asynccontextmanager
@@ -185,7 +190,6 @@ def create_app(
     _add_guard(app, metrics, settings)
     allowed = [Depends(_key_check(settings.api_key))] if settings.api_key else []
     service = _Service(detector, batcher, settings, metrics)
-    shown = _typicals(detector, typical)
 
     @app.post(
         "/v1/score",

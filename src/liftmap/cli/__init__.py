@@ -1,0 +1,28 @@
+"""The `liftmap` command: parse, call, print. Heavy modules are imported where they are needed."""
+
+from liftmap.cli import models, production, research, use
+from liftmap.cli.base import app
+
+COMMANDS = {
+    "train": use.train,
+    "calibrate": use.calibrate,
+    "score": use.score,
+    "explain": use.explain,
+    "report": use.report,
+    "watch": production.watch,
+    "serve": production.serve,
+    "evaluate": research.evaluate,
+    "benchmark": research.benchmark,
+    "reproduce": research.reproduce,
+    "bench": research.bench,
+    "demo": models.demo,
+    "info": models.info,
+    "import-score-sde": models.import_score_sde,
+}
+for name, function in COMMANDS.items():
+    app.command(name)(function)
+
+
+def main() -> None:
+    """Entry point of `python -m liftmap`."""
+    app(prog_name="liftmap")

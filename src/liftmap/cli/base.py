@@ -1,0 +1,147 @@
+"""What all commands share: the group, their options, and how they open what those name."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from liftmap.errors import LiftmapError, SettingsError
+from liftmap.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from liftmap.detector import Detector
+    from liftmap.images.sources import Source
+    from liftmap.method import Method
+
+console = Console()
+complaints = Console(stderr=True)
+
+
+class _Group(typer.core.TyperGroup):
+    """Shows liftmap's own errors as one message, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        keep_freed_memory()
+        try:
+            return super().invoke(ctx)
+        except LiftmapError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail(
+                "interrupted; what was finished is kept: run the same command to go on "
+                "(train: with --resume)",
+                code=130,
+            )
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    complaints.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    raise SystemExit(code)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Finds the images that don't belong, from normal images alone.\n\n"
+    "SOURCE is a folder, a .zip or .tar, file.npz:key, .npy, IDX .gz, .parquet, "
+    "torchvision:NAME:split (with --root) or hf:NAME:split, and any of them with \\[start:stop] "
+    "at its end. MODEL is a folder that `train` wrote, a packaged name (fashion-mnist) or a "
+    "diffusers hub id.",
+    epilog="Start with:  liftmap demo   |   liftmap train NORMAL_IMAGES --output model   |   "
+    "liftmap score NEW_IMAGES --model model --output scores.parquet",
+)
+
+SourceArgument = Annotated[str, typer.Argument(help="Images: folder, archive, array, name.")]
+ModelOption = Annotated[str, typer.Option(help="Model folder, packaged name or hub id.")]
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        help="fast (20 to 30 network evaluations an image), redraws (14 to 28), quick (10), or "
+        "paper (10,000)."
+    ),
+]
+StepsOption = Annotated[int | None, typer.Option(help="Sampler steps instead of the method's.")]
+AttemptsOption = Annotated[int | None, typer.Option(help="Attempts instead of the method's.")]
+DistanceOption = Annotated[
+    str | None,
+    typer.Option(help="lpips, mse, ssim, or several as lpips+ssim, instead of the method's."),
+]
+LimitOption = Annotated[int | None, typer.Option(help="Only the first N images.", min=1)]
+RootOption = Annotated[
+    Path | None, typer.Option(help="Folder of torchvision's data sets, for torchvision:NAME:split.")
+]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Let torchvision download.")]
+RateOption = Annotated[
+    float, typer.Option(help="Share of normal images that may be flagged by mistake.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ...; found by itself.")]
+PrecisionOption = Annotated[
+    str | None, typer.Option(help="bf16 or float32; bf16 where the hardware has it.")
+]
+RowsOption = Annotated[
+    int | None, typer.Option(help="Redraws at once; fewer need less memory.", min=1)
+]
+
+
+def method_of(name: str, steps: int | None, attempts: int | None, distance: str | None) -> "Method":
+    """The named method with what the command line changes in it."""
+    from dataclasses import replace
+
+    from liftmap.method import find_method
+
+    method = find_method(name)
+    if steps is not None:
+        method = replace(method, sampler=replace(method.sampler, steps=steps))
+    if attempts is not None:
+        method = replace(method, attempts=attempts)
+    if distance is not None:
+        method = replace(method, distance=distance)
+    return method
+
+
+def load_detector(
+    model: str, method: "Method", device: str | None, precision: str | None, rows: int | None
+) -> "Detector":
+    from liftmap.detector import Detector
+
+    if precision not in (None, "bf16", "float32"):
+        raise SettingsError(f"--precision {precision}: need bf16 or float32")
+    return Detector.from_pretrained(
+        model, method=method, device=device, precision=precision, rows=rows
+    )
+
+
+def open_images(spec: str, root: Path | None, download: bool, limit: int | None) -> "Source":
+    from liftmap.images.sources import open_source, take
+
+    return take(open_source(spec, root=root, download=download), limit)
+
+
+def report_on(
+    table: Path,
+    detector: "Detector",
+    source: "Source",
+    output: Path,
+    rate: float,
+    title: str,
+    **labels: Any,
+) -> None:
+    from liftmap.engines.tables import read_rows
+    from liftmap.report.collect import collect
+    from liftmap.report.page import write_report
+    from liftmap.terminal import CountProgress
+
+    rows = read_rows(table)
+    with CountProgress(complaints, "explaining") as on_image:
+        page = collect(rows, detector, source, title=title, rate=rate, on_image=on_image, **labels)
+    write_report(page, output)
+    complaints.print(f"{page.flagged} of {len(page.rows)} flagged; written: {output}")
+
+
+def print_about(detector: "Detector") -> None:
+    from liftmap.terminal import about_table
+
+    console.print(about_table(detector))

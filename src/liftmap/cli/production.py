@@ -1,0 +1,156 @@
+"""Scoring that goes on: a stream, a service."""
+
+import logging
+import sys
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from liftmap.cli.base import (
+    DeviceOption,
+    MethodOption,
+    ModelOption,
+    PrecisionOption,
+    RateOption,
+    RowsOption,
+    console,
+    load_detector,
+    method_of,
+    open_images,
+)
+from liftmap.errors import MissingExtraError
+
+
+def watch(
+    model: ModelOption,
+    output: Annotated[Path, typer.Option(help="Folder for the scores, in Parquet parts.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder to watch; without it, paths come from stdin.")
+    ] = None,
+    false_alarms: RateOption = 0.05,
+    images_between: Annotated[
+        float,
+        typer.Option(
+            "--images-between-false-alarms",
+            help="Normal images that pass on average, at least, before drift is announced wrongly.",
+            min=10.0,
+        ),
+    ] = 100_000.0,
+    every: Annotated[float, typer.Option(help="Seconds between looks at the folder.")] = 2.0,
+    stop_at_alarm: Annotated[
+        bool, typer.Option("--stop-at-alarm", help="End with exit code 4 when drift is announced.")
+    ] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics on this port (extra: serve).")
+    ] = None,
+    method: MethodOption = "fast",
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    rows: RowsOption = None,
+) -> None:
+    """Score images as they arrive, each once, and say when the stream as a whole has drifted.
+
+    Stopped and started again, it goes on. A file is looked at once: new images need new names.
+
+    Exit codes: 0 stopped (Ctrl-C, SIGTERM, the end of stdin), 1 an error, 4 --stop-at-alarm.
+    """
+    from liftmap.engines.watch import Watched, expose, from_folder, from_lines
+    from liftmap.engines.watch import watch as run_watch
+
+    tell = expose(metrics_port) if metrics_port is not None else lambda seen: None
+    detector = load_detector(model, method_of(method, None, None, None), device, precision, rows)
+    alarms: list[int] = []  # in the beginning, and after the latest batch
+    with _until_told_to_stop() as stop:
+
+        def on_batch(seen: Watched) -> None:
+            tell(seen)
+            if alarms and seen.alarms > alarms[-1]:
+                told = f"drift at image {seen.images}: see {output}/alarms.jsonl"
+                console.print(f"[bold red]alarm:[/] {escape(told)}")
+                if stop_at_alarm:
+                    stop.set()
+            alarms[1:] = [seen.alarms]
+
+        console.print(f"watching {folder or 'stdin'}; Ctrl-C ends it, the same command goes on")
+        seen = run_watch(
+            detector,
+            from_folder(folder, stop, every=every) if folder else from_lines(sys.stdin, stop),
+            output,
+            false_alarms=false_alarms,
+            run=images_between,
+            stop=stop,
+            on_batch=on_batch,
+        )
+    console.print(
+        f"{seen.images} images, {seen.flagged} flagged, {seen.skipped} skipped, {seen.alarms} "
+        f"alarms; evidence of drift {seen.evidence:.3g} of {seen.run:g}; written: {output}"
+    )
+    if stop_at_alarm and seen.alarms > alarms[0]:
+        raise typer.Exit(4)
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="Model folder, packaged name or hub id.")],
+    host: Annotated[str, typer.Option(help="Address; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 8000,
+    method: MethodOption = "fast",
+    false_alarms: RateOption = 0.05,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LIFTMAP_API_KEY", help="Clients must send it as X-API-Key.", show_envvar=True
+        ),
+    ] = None,
+    compare_with: Annotated[
+        str | None, typer.Option(help="SOURCE of normal images: the page shows its first twelve.")
+    ] = None,
+    most_bytes: Annotated[int, typer.Option(help="Of a request.")] = 20_000_000,
+    most_images: Annotated[int, typer.Option(help="In a request.")] = 64,
+    most_waiting: Annotated[int, typer.Option(help="Images in the queue.")] = 256,
+    seconds: Annotated[float, typer.Option(help="A request is given up after.")] = 60.0,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+) -> None:
+    """An HTTP service and a page that score and explain images (extra: serve)."""
+    try:
+        import uvicorn
+
+        from liftmap.images.sources import readable
+        from liftmap.serve.app import ServiceSettings, create_app
+        from liftmap.serve.batcher import model_thread
+    except ImportError as error:
+        raise MissingExtraError(error.name or "fastapi", "serve") from error
+    settings = ServiceSettings(
+        false_alarms, api_key, most_bytes, most_images, most_waiting, seconds
+    )
+    thread, chosen = model_thread(), method_of(method, None, None, None)
+    detector = thread.submit(load_detector, model, chosen, device, precision, None).result()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    typical = []
+    if compare_with:
+        typical = list(islice(readable(open_images(compare_with, None, False, None)), 12))
+    served = create_app(detector, settings, typical, thread)
+    console.print(f"http://{host}:{port}  (description of the interface: /openapi.json)")
+    # the model's thread waits for Python's lock after each step: not for long
+    sys.setswitchinterval(5e-4)
+    uvicorn.run(served, host=host, port=port, log_level="warning")
+
+
+@contextmanager
+def _until_told_to_stop() -> "Iterator[Event]":
+    """An event that Ctrl-C and SIGTERM set, in place of what they do otherwise."""
+    import signal
+    from threading import Event
+
+    stop = Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,303 @@
+"""Learn what is normal, score, explain, report."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from liftmap.cli.base import (
+    AttemptsOption,
+    DeviceOption,
+    DistanceOption,
+    DownloadOption,
+    LimitOption,
+    MethodOption,
+    ModelOption,
+    PrecisionOption,
+    RateOption,
+    RootOption,
+    RowsOption,
+    SourceArgument,
+    StepsOption,
+    complaints,
+    console,
+    load_detector,
+    method_of,
+    open_images,
+    print_about,
+    report_on,
+)
+from liftmap.errors import ImageError, SettingsError
+
+if TYPE_CHECKING:
+    from liftmap.engines.local import Summary
+
+
+def train(
+    source: SourceArgument,
+    output: Annotated[Path, typer.Option(help="Model folder to write.")],
+    preset: Annotated[str, typer.Option(help="Network: tiny, small, ddpm, ncsnpp.")] = "tiny",
+    minutes: Annotated[float | None, typer.Option(help="Train this long (default 40).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Train this many steps instead.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+    initial: Annotated[
+        str | None, typer.Option(help="Start from this model's weights, not from a fresh preset.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="Pixels: 32, or HEIGHTxWIDTH.")] = "32",
+    channels: Annotated[int, typer.Option(help="3 for colour, 1 for grey.")] = 3,
+    fit: Annotated[str, typer.Option(help="stretch, crop or pad to the size.")] = "stretch",
+    flip: Annotated[bool, typer.Option("--flip", help="Also learn mirrored images.")] = False,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 4e-4,
+    hold_out: Annotated[float, typer.Option(help="Share kept for calibration.")] = 0.05,
+    hold_out_most: Annotated[int, typer.Option(help="At most so many are kept.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    save_every: Annotated[float, typer.Option(help="Minutes between saved states.")] = 3.0,
+    method: MethodOption = "fast",
+    limit: LimitOption = None,
+    root: RootOption = None,
+    download: DownloadOption = False,
+) -> None:
+    """Learn the normal images, and calibrate on some that are kept from training."""
+    from liftmap.detector import Detector
+    from liftmap.diffusion.training import TrainingSettings
+    from liftmap.fitting import HoldOut, is_main_process
+    from liftmap.images.prepare import Preparation
+    from liftmap.terminal import FitProgress
+
+    if steps is None and minutes is None:
+        minutes = 40.0
+    height, width = _size(size)
+    settings = TrainingSettings(
+        steps=steps,
+        minutes=minutes,
+        batch=batch,
+        learning_rate=learning_rate,
+        flip=flip,
+        seed=seed,
+        save_every_minutes=save_every,
+    )
+    opened = open_images(source, root, download, limit)
+    with FitProgress(console, settings, opened.count()) as listener:
+        detector = Detector.fit(
+            opened,
+            output,
+            preset=preset,
+            preparation=Preparation(height, width, channels, fit),
+            training=settings,
+            hold_out=HoldOut(hold_out, hold_out_most),
+            initial=initial,
+            resume=resume,
+            listener=listener,
+            method=method,
+        )
+    if is_main_process():
+        print_about(detector)
+        console.print(f"next: liftmap score NEW_IMAGES --model {output} --output scores.parquet")
+
+
+def calibrate(
+    source: SourceArgument,
+    model: Annotated[str, typer.Option(help="Model folder; its liftmap.json is updated.")],
+    method: MethodOption = "fast",
+    steps: StepsOption = None,
+    attempts: AttemptsOption = None,
+    distance: DistanceOption = None,
+    limit: LimitOption = None,
+    root: RootOption = None,
+    download: DownloadOption = False,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    rows: RowsOption = None,
+) -> None:
+    """Redo the calibration on normal images that were not trained on; resumes like score."""
+    import torch
+
+    from liftmap.detector import MAPPED, Measured
+    from liftmap.engines.local import score_source
+    from liftmap.engines.tables import read_distances, read_norms
+    from liftmap.images.sources import readable
+    from liftmap.terminal import ScoreProgress
+
+    if not Path(model).is_dir():
+        raise SettingsError(
+            f"--model {model}: need a model folder that can be written; copy the model first"
+        )
+    detector = load_detector(
+        model, method_of(method, steps, attempts, distance), device, precision, rows
+    )
+    opened = open_images(source, root, download, limit)
+    table = Path(model) / "calibration.parquet"  # there only until it is taken into liftmap.json
+    with ScoreProgress(console, opened.count()) as on_batch:
+        score_source(detector, opened, table, to="distances", on_batch=on_batch)
+    distances, norms = read_distances(table)[1], read_norms(table)
+    detector.calibrate_on(Measured(torch.from_numpy(distances), torch.from_numpy(norms)))
+    first = [detector.preparation(image) for _, image in islice(readable(opened), MAPPED)]
+    detector.fix_colours(torch.stack(first))
+    detector.save(model, weights=False)
+    table.unlink()
+    print_about(detector)
+
+
+def score(
+    source: SourceArgument,
+    model: ModelOption,
+    output: Annotated[Path, typer.Option(help="Table to write: .parquet, .csv or .jsonl.")],
+    method: MethodOption = "fast",
+    false_alarms: RateOption = 0.05,
+    uncalibrated: Annotated[
+        bool, typer.Option("--uncalibrated", help="Scores alone: no p-values, no decisions.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write an HTML report (from a .parquet output).")
+    ] = None,
+    fail_if_flagged: Annotated[
+        float | None, typer.Option(help="Exit with 3 if more than this share is flagged.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON, for scripts.")
+    ] = False,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: many processes or machines (extra: ray).")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster, or auto; one is started here otherwise.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Of Ray: each loads the model once.", min=1)] = 2,
+    gpus_per_worker: Annotated[float, typer.Option(help="Of Ray's workers.")] = 0.0,
+    steps: StepsOption = None,
+    attempts: AttemptsOption = None,
+    distance: DistanceOption = None,
+    limit: LimitOption = None,
+    root: RootOption = None,
+    download: DownloadOption = False,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    rows: RowsOption = None,
+) -> None:
+    """Score images into a table; a stopped run goes on when the same command is run again.
+
+    Exit codes: 0 done, 1 an error, 3 more flagged than --fail-if-flagged allows, 130 interrupted.
+    """
+    from liftmap.engines.local import score_source
+    from liftmap.terminal import ScoreProgress
+
+    if fail_if_flagged is not None and (uncalibrated or not 0 <= fail_if_flagged <= 1):
+        raise SettingsError(f"--fail-if-flagged {fail_if_flagged}: need 0 to 1, and decisions")
+    if engine not in ("local", "ray"):
+        raise SettingsError(f"--engine {engine}: need local or ray")
+    tables = (".parquet",) if engine == "local" else ("",)
+    if report and (uncalibrated or output.suffix.lower() not in tables):
+        raise SettingsError("--report: need a .parquet --output, with decisions")
+    if engine == "ray" and output.suffix:
+        raise SettingsError(f"--output {output}: Ray's workers write a folder of parts")
+    detector = load_detector(
+        model, method_of(method, steps, attempts, distance), device, precision, rows
+    )
+    opened = open_images(source, root, download, limit)
+    to: Upto = "scores" if uncalibrated else "decisions"
+    with ScoreProgress(complaints if as_json else console, opened.count()) as on_batch:
+        if engine == "ray":
+            from liftmap.engines.ray import Cluster, score_on_ray
+
+            cluster = Cluster(address, workers, gpus_per_worker)
+            summary = score_on_ray(
+                detector,
+                opened,
+                output,
+                cluster,
+                root=root,
+                false_alarms=false_alarms,
+                to=to,
+                on_part=on_batch,
+            )
+        else:
+            summary = score_source(
+                detector, opened, output, false_alarms=false_alarms, to=to, on_batch=on_batch
+            )
+    if as_json:
+        typer.echo(json.dumps(summary.as_json() | {"output": str(output)}))
+    else:
+        _print_summary(summary, output, None if uncalibrated else false_alarms)
+    if report:
+        report_on(output, detector, opened, report, false_alarms, opened.name)
+    if fail_if_flagged is not None and summary.flagged > fail_if_flagged * summary.scored:
+        raise typer.Exit(3)
+
+
+def explain(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    model: ModelOption,
+    output: Annotated[Path, typer.Option(help="PNG to write, a row an image.")] = Path(
+        "explained.png"
+    ),
+    method: MethodOption = "fast",
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+) -> None:
+    """Why an image was flagged: what was hidden, what the model drew there, where it differs."""
+    from liftmap.explanation import draw_explanations
+
+    detector = load_detector(model, method_of(method, None, None, None), device, precision, None)
+    found, titles = [], []
+    for path in images:
+        try:
+            found.append(detector.explain(path))
+        except ImageError as error:
+            complaints.print(f"[yellow]skipped[/] {escape(str(path))}: {escape(str(error))}")
+            continue
+        console.print(f"{escape(str(path))}: {found[-1].words}", soft_wrap=True)
+        titles.append(path.name)
+    if not found:
+        raise ImageError("none of the images could be read")
+    draw_explanations(found, output, titles=titles)
+    console.print(f"written: {output}")
+
+
+def report(
+    scores: Annotated[Path, typer.Argument(help="Table that score wrote: .parquet.")],
+    source: Annotated[str, typer.Option(help="The images that were scored.")],
+    model: ModelOption,
+    output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    method: MethodOption = "fast",
+    false_alarms: RateOption = 0.05,
+    title: Annotated[
+        str | None, typer.Option(help="Heading; the source's name by default.")
+    ] = None,
+    ood_ids: Annotated[
+        str | None,
+        typer.Option(help="Pattern of ids known to be OOD, as 'digits/*': adds their ROC curve."),
+    ] = None,
+    ood_scores: Annotated[
+        list[Path] | None,
+        typer.Option(help="Table of scores of images known to be OOD, likewise; may be repeated."),
+    ] = None,
+    root: RootOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+) -> None:
+    """One HTML file: what was flagged, why and how sure, with pictures, filters and drift."""
+    from liftmap.engines.tables import read_scores
+
+    detector = load_detector(model, method_of(method, None, None, None), device, precision, None)
+    opened = open_images(source, root, False, None)
+    known = {path.stem: read_scores(path) for path in ood_scores or []}
+    labels = {"ood_ids": ood_ids, "ood_scores": known}
+    report_on(scores, detector, opened, output, false_alarms, title or opened.name, **labels)
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise SettingsError(f"--size {text}: need pixels such as 32, or HEIGHTxWIDTH such as 32x64")
+    return int(parts[0]), int(parts[-1])
+
+
+def _print_summary(summary: "Summary", output: Path, false_alarms: float | None) -> None:
+    from liftmap.terminal import summary_lines
+
+    for line in summary_lines(summary, output, false_alarms):
+        console.print(line, highlight=False)
