@@ -1,9 +1,11 @@
 """The `liftmap` command: parse, call, print. Heavy modules are imported where they are needed."""
 
+from collections.abc import Callable
+
 from liftmap.cli import models, production, research, use
 from liftmap.cli.base import app
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "train": use.train,
     "calibrate": use.calibrate,
     "score": use.score,
