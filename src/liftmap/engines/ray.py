@@ -24,6 +24,7 @@ from liftmap.engines.tables import read_rows, write_table
 from liftmap.errors import ImageError, MissingExtraError, OutputError, SourceError
 from liftmap.files import atomic_path
 from liftmap.images.sources import Entry, Source, open_source, part
+from liftmap.memory import keep_freed_memory
 from liftmap.method import Method
 
 PART = 2000  # images that a worker takes at a time
@@ -154,6 +155,7 @@ class _Worker:
     def __init__(self, job: _Job) -> None:
         import torch
 
+        keep_freed_memory()
         torch.set_num_threads(job.threads)
         self.job = job
         self.detector = Detector(

@@ -1,0 +1,172 @@
+"""Commands that are killed again and again at random moments: is anything lost, doubled or damaged?
+
+Each command is started, killed (SIGKILL) after a random time and started again, as often as asked,
+then left to end; what it wrote is compared with a run that nothing disturbed.
+
+    python benchmarks/faults.py --source FashionMNIST/t10k-images-idx3-ubyte.gz --work DIR
+"""
+
+import argparse
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from liftmap.detector import Detector
+from liftmap.diffusion.checkpoints import load_checkpoint
+from liftmap.engines.tables import read_rows
+from liftmap.images.sources import open_source, readable, take
+
+MODEL = "fashion-mnist"
+
+
+@dataclass
+class Job:
+    """A command below a folder, and what is wrong with what it left there beside another's."""
+
+    words: Callable[[Path], list[str]]
+    differs: Callable[[Path, Path], str]
+
+
+def same_rows(done: Path, undisturbed: Path) -> str:
+    """Nothing, or how two tables of scores differ."""
+    got, want = (list(read_rows(path)) for path in (done, undisturbed))
+    ids = [row["id"] for row in got]
+    lost, doubled = {row["id"] for row in want} - set(ids), len(ids) - len(set(ids))
+    if lost or doubled:
+        return f"{len(lost)} lost, {doubled} doubled"
+    mine = {row["id"]: row["score"] for row in got}
+    apart = max(abs(mine[row["id"]] - row["score"]) for row in want)
+    return "" if apart < 1e-3 else f"scores differ by {apart:.2g}"
+
+
+def same_calibration(done: Path, undisturbed: Path) -> str:
+    got, want = (
+        Detector.from_pretrained(p, method="quick").calibration for p in (done, undisturbed)
+    )
+    close = np.allclose(got.scores, want.scores, atol=1e-3)
+    return "" if len(got.scores) == len(want.scores) and close else "other scores"
+
+
+def same_training(done: Path, undisturbed: Path) -> str:
+    steps = [load_checkpoint(p).about["training"]["steps"] for p in (done, undisturbed)]
+    return "" if steps[0] == steps[1] else f"{steps[0]} steps instead of {steps[1]}"
+
+
+def same_table(done: Path, undisturbed: Path) -> str:
+    got, want = (pq.read_table(p / "benchmark.parquet").to_pylist() for p in (done, undisturbed))
+    apart = max(abs(g["auroc"] - w["auroc"]) for g, w in zip(got, want, strict=True))
+    return "" if apart < 1e-3 else f"AUROC differs by {apart:.2g}"
+
+
+def jobs(source: str, files: Path, train: str) -> dict[str, Job]:
+    """By the command's name; `files` are images in a folder."""
+    quick = ["--method", "quick"]
+
+    def calibrate(folder: Path) -> list[str]:
+        if not (folder / "m").exists():
+            Detector.from_pretrained(MODEL, method="quick").save(folder / "m")
+        return ["calibrate", source, "--model", str(folder / "m"), *quick]
+
+    def listed(folder: Path) -> list[str]:
+        names = folder / "names.txt"
+        names.write_text("\n".join(sorted(map(str, files.iterdir()))))
+        return ["watch", "--model", MODEL, "--output", str(folder / "w"), *quick]
+
+    sizes = ["--preset", "tiny", "--channels", "1", "--batch", "16", "--save-every", "0.03"]
+    return {
+        "score": Job(
+            lambda f: ["score", source, "--model", MODEL, "--output", str(f / "s.parquet"), *quick],
+            lambda a, b: same_rows(a / "s.parquet", b / "s.parquet"),
+        ),
+        "watch": Job(listed, lambda a, b: same_rows(a / "w", b / "w")),
+        "calibrate": Job(calibrate, lambda a, b: same_calibration(a / "m", b / "m")),
+        "train": Job(
+            lambda f: [
+                "train", train, "--output", str(f / "m"), "--steps", "400", *sizes,
+                *(["--resume"] if (f / "m" / "training.json").exists() else []), *quick,
+            ],
+            lambda a, b: same_training(a / "m", b / "m"),
+        ),
+        "benchmark": Job(
+            lambda f: [
+                "benchmark", f"{source}[:600]", f"{source}[600:1200]", "--model", MODEL,
+                "--train", train, "--output", str(f / "b"),
+                "--method", "lmd-quick", "--method", "mahalanobis",
+            ],
+            lambda a, b: same_table(a / "b", b / "b"),
+        ),
+    }  # fmt: skip
+
+
+def start(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    """The command, with the names to watch on its standard input if there are some."""
+    names = folder / "names.txt"
+    command = [sys.executable, "-m", "liftmap", *words]
+    with (names if names.exists() else Path("/dev/null")).open("rb") as given:
+        return subprocess.Popen(
+            command, stdin=given, stdout=subprocess.DEVNULL, stderr=(folder / "err").open("ab")
+        )
+
+
+def run(job: Job, folder: Path, kills: int, longest: float, draw: random.Random) -> tuple[int, int]:
+    """(times killed, times that it ended with an error of its own) until it has ended well."""
+    folder.mkdir(parents=True)
+    killed = errors = 0
+    while True:
+        process = start(job.words(folder), folder)
+        if killed < kills:
+            try:
+                process.wait(draw.uniform(0, longest))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                killed += 1
+                continue
+        if process.wait() == 0:
+            return killed, errors
+        errors += 1
+        if errors > 3:
+            return killed, errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", required=True, help="of FashionMNIST's images")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=50, help="kills of each command")
+    parser.add_argument("--images", type=int, default=6000)
+    parser.add_argument("--longest", type=float, default=6.0, help="seconds until a kill")
+    parser.add_argument("--only", nargs="+")
+    asked = parser.parse_args()
+    shutil.rmtree(asked.work, ignore_errors=True)
+    files = asked.work / "files"
+    files.mkdir(parents=True)
+    for id, image in readable(take(open_source(asked.source), asked.images)):
+        image.save(files / f"{int(id):06}.png")
+    source, draw = f"{asked.source}[:{asked.images}]", random.Random(0)
+    every = jobs(source, files, asked.source)
+    print("| command | killed | errors of its own | lost, doubled or different | seconds |")
+    print("|---|---|---|---|---|", flush=True)
+    for name in asked.only or every:
+        begun = time.monotonic()
+        run(every[name], asked.work / name / "undisturbed", 0, 0.0, draw)
+        disturbed = asked.work / name / "disturbed"
+        killed, errors = run(every[name], disturbed, asked.rounds, asked.longest, draw)
+        wrong = every[name].differs(disturbed, asked.work / name / "undisturbed") or "nothing"
+        seconds = time.monotonic() - begun
+        print(f"| {name} | {killed} | {errors} | {wrong} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
