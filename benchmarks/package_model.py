@@ -16,14 +16,8 @@ from matplotlib.figure import Figure
 
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import ABOUT, CONFIG, WEIGHTS
+from liftmap.evaluation.paper import ARTEFACTS, PAIRS, published
 from liftmap.files import atomic_path
-
-PAPER = {  # AUROC, Liu et al. 2024, Table 1; (in-domain, out-of-distribution)
-    ("FashionMNIST", "MNIST"): 0.992,
-    ("FashionMNIST", "KMNIST"): 0.990,
-    ("MNIST", "FashionMNIST"): 0.999,
-    ("MNIST", "KMNIST"): 0.984,
-}
 
 
 def evaluation_table(records: list[dict[str, Any]]) -> list[str]:
@@ -34,11 +28,12 @@ def evaluation_table(records: list[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in records:
-        published = PAPER.get((_data_set(r["in"]), _data_set(r["out"])))
+        pair = _data_set(r["in"]), _data_set(r["out"])
+        paper = published(ARTEFACTS["table1"], "LMD", pair) if pair in PAIRS else None
         lines.append(
             f"| {r['in']} | {r['out']} | {r['n_in']} + {r['n_out']} "
             f"| {r['auroc']:.4f} ({r['auroc_low']:.4f} to {r['auroc_high']:.4f}) "
-            f"| {f'{published:.3f}' if published else ''} "
+            f"| {f'{paper:.3f}' if paper else ''} "
             f"| {r['fpr95']:.4f} ({r['fpr95_low']:.4f} to {r['fpr95_high']:.4f}) "
             f"| {r['aupr_in']:.4f} / {r['aupr_out']:.4f} | {r['method']} "
             f"| {r['network_evaluations']} | {r['images_per_second']:.2f} |"
@@ -47,8 +42,9 @@ def evaluation_table(records: list[dict[str, Any]]) -> list[str]:
 
 
 def _data_set(source: str) -> str:
-    """The folder that a source lies in, which is named after its data set."""
-    return source.rpartition("/")[0].rpartition("/")[2]
+    """The data set that a source's name speaks of; the longest, as CIFAR100 also says CIFAR10."""
+    named = [name for pair in PAIRS for name in pair if name.lower() in source.lower()]
+    return max(named, key=len, default="")
 
 
 def draw_loss(training: dict[str, Any], path: Path) -> None:
