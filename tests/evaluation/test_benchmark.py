@@ -45,7 +45,7 @@ def test_a_rerun_scores_nothing_and_gives_the_same_table(
     listener = Listener(on_cell=lambda method, source, images: scored.append(method))
     folder = tmp_path / "b"
     first = run_benchmark([task], find_entrants(["msma"]), folder, listener=listener)
-    assert scored == ["msma", "preparing", "msma learns", "msma"]
+    assert scored == ["preparing", "msma learns", "msma", "msma"]
     [record] = first
     assert (record["n_in"], record["n_out"], record["skipped"]) == (9, 7, 2)
     assert 0 <= record["auroc_low"] <= record["auroc"] <= record["auroc_high"] <= 1
@@ -65,7 +65,7 @@ def test_a_further_method_adds_its_own_cells_only(task: Task, tmp_path: Path) ->
     records = run_benchmark(
         [task], find_entrants(["msma", "lmd-quick"]), tmp_path / "b", listener=listener
     )
-    assert scored == ["lmd-quick", "lmd-quick learns", "lmd-quick"]
+    assert scored == ["lmd-quick learns", "lmd-quick", "lmd-quick"]
     assert [r["method"] for r in records] == ["msma", "lmd-quick"]
     assert len(list((tmp_path / "b" / "cells").iterdir())) == 4
 

@@ -229,6 +229,7 @@ class Row:
         """Its scores of a source, from the file if there is one."""
         path = self.folder / "cells" / f"{self._key(source)}.parquet"
         if not path.exists():
+            _ = self.scorer  # made and taught first, which is told of by itself
             self.listener.on_cell(self.name, source.name, source.count())
             _write_cell(self._score(source), path, source.name)
         return _read_cell(path)
