@@ -53,10 +53,11 @@ class Explanation:
 
     @property
     def words(self) -> str:
-        """The score, what it consists of, and the p-value, as people say it."""
+        """The score, what it consists of, its in-domain quantile and p-value, as people say it."""
         told = f"score {self.score:.3f}{self.shares}"
         if self.p_value is not None:
-            told += f", p {self.p_value:.4f}: {in_words(self.p_value)}"
+            quantile = f"above {1 - self.p_value:.1%} of in-domain images"
+            told += f", {quantile}, p {self.p_value:.4f}: {in_words(self.p_value)}"
         return told
 
     @property
