@@ -92,7 +92,7 @@ def jobs(source: str, files: Path, train: str) -> dict[str, Job]:
         "train": Job(
             lambda f: [
                 "train", train, "--output", str(f / "m"), "--steps", "400", *sizes,
-                *(["--resume"] if (f / "m" / "training.json").exists() else []), *quick,
+                *(["--resume"] if (f / "m" / "training.safetensors").exists() else []), *quick,
             ],
             lambda a, b: same_training(a / "m", b / "m"),
         ),
