@@ -159,6 +159,8 @@ def test_a_diary_tells_deaths_from_progress(tmp_path: Path) -> None:
     assert list(second.ranges(10, 4)) == [(0, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 10)]
     for begin, end in list(second.ranges(10, 4))[:3]:
         second.enter(begin, end)  # dies at 5
+    with path.open("a") as file:
+        file.write("6")  # torn: the disk was full
     third = _Diary(path)
     assert third.crashes == {5: 1}
     third.close()

@@ -189,3 +189,8 @@ def test_settings_and_models_that_can_not_serve_are_refused() -> None:
         ServiceSettings(seconds=0.0)
     with pytest.raises(CalibrationError, match="no calibration"):
         create_app(small_detector())
+
+
+def test_an_empty_key_is_no_key_and_refused() -> None:
+    with pytest.raises(SettingsError, match="API key is empty"):
+        ServiceSettings(api_key="")

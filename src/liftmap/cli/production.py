@@ -135,8 +135,6 @@ def serve(
         typical = list(islice(readable(open_images(compare_with, None, False, None)), 12))
     served = create_app(detector, settings, typical, thread)
     console.print(f"http://{host}:{port}  (description of the interface: /openapi.json)")
-    # the model's thread waits for Python's lock after each step: not for long
-    sys.setswitchinterval(5e-4)
     uvicorn.run(served, host=host, port=port, log_level="warning")
 
 

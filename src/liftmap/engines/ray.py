@@ -212,7 +212,8 @@ class _Diary:
         self.careful: list[tuple[int, int]] = []
         self.crashes: Counter[int] = Counter()
         if path.exists() and (lines := path.read_text(encoding="utf-8").splitlines()):
-            begun = [tuple(map(int, line.split())) for line in lines]
+            whole = [parts for line in lines if len(parts := line.split()) == 2]  # one may be torn
+            begun = [(int(first), int(last)) for first, last in whole]
             # all but the last range of each life was survived; a life ends with a line "-1 -1"
             for before, (first, last) in zip(begun, [*begun[1:], (-1, -1)], strict=True):
                 if (first, last) == (-1, -1) and before != (-1, -1):

@@ -55,6 +55,8 @@ class ServiceSettings:
     seconds: float = 60.0
 
     def __post_init__(self) -> None:
+        if self.api_key == "":
+            raise SettingsError("the API key is empty: set one, or none for an open service")
         for name in ("most_bytes", "most_images", "most_waiting", "seconds"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{name}={getattr(self, name)}: need more than 0")
@@ -188,7 +190,7 @@ def create_app(
         max_body_size=settings.most_bytes,
     )
     _add_guard(app, metrics, settings)
-    allowed = [Depends(_key_check(settings.api_key))] if settings.api_key else []
+    allowed = [Depends(_key_check(settings.api_key))] if settings.api_key is not None else []
     service = _Service(detector, batcher, settings, metrics)
 
     @app.post(
