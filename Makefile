@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: install demo test lint docs check clean
+.PHONY: install demo test lint docs check audit faults fuzz clean
 
 install: $(INSTALLED)
 
@@ -31,5 +31,18 @@ docs: install
 
 check: lint docs test
 
+# known holes in what is installed, by the registry's own list
+audit: install
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
+
+# half an hour: commands killed 50 times each
+faults: install
+	$(BIN)/python benchmarks/faults.py --work faults-work
+
+# two minutes a reader
+fuzz: install
+	$(BIN)/pip install --quiet --disable-pip-version-check atheris
+	$(BIN)/python tests/fuzzing.py --minutes 2
+
 clean:
-	rm -rf .venv demo-output site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv demo-output faults-work site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

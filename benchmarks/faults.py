@@ -1,9 +1,10 @@
 """Commands that are killed again and again at random moments: is anything lost, doubled or damaged?
 
 Each command is started, killed (SIGKILL) after a random time and started again, as often as asked,
-then left to end; what it wrote is compared with a run that nothing disturbed.
+then left to end; what it wrote is compared with a run that nothing disturbed. The images are the
+packaged samples, shifted this way and that, as what they show doesn't matter.
 
-    python benchmarks/faults.py --source FashionMNIST/t10k-images-idx3-ubyte.gz --work DIR
+    python benchmarks/faults.py --work DIR
 """
 
 import argparse
@@ -19,11 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from PIL import Image
 
+from liftmap.demo import SAMPLES
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import load_checkpoint
 from liftmap.engines.tables import read_rows
-from liftmap.images.sources import open_source, readable, take
 
 MODEL = "fashion-mnist"
 
@@ -67,39 +69,41 @@ def same_table(done: Path, undisturbed: Path) -> str:
     return "" if apart < 1e-3 else f"AUROC differs by {apart:.2g}"
 
 
-def jobs(source: str, files: Path, train: str) -> dict[str, Job]:
-    """By the command's name; `files` are images in a folder."""
+def jobs(source: Path, files: Path, model: str = MODEL) -> dict[str, Job]:
+    """By the command's name; the source is an array of images, `files` are images in a folder."""
     quick = ["--method", "quick"]
 
     def calibrate(folder: Path) -> list[str]:
         if not (folder / "m").exists():
-            Detector.from_pretrained(MODEL, method="quick").save(folder / "m")
-        return ["calibrate", source, "--model", str(folder / "m"), *quick]
+            Detector.from_pretrained(model, method="quick").save(folder / "m")
+        return ["calibrate", str(source), "--model", str(folder / "m"), *quick]
 
     def listed(folder: Path) -> list[str]:
         names = folder / "names.txt"
         names.write_text("\n".join(sorted(map(str, files.iterdir()))))
-        return ["watch", "--model", MODEL, "--output", str(folder / "w"), *quick]
+        return ["watch", "--model", model, "--output", str(folder / "w"), *quick]
 
     sizes = ["--preset", "tiny", "--channels", "1", "--batch", "16", "--save-every", "0.03"]
     return {
         "score": Job(
-            lambda f: ["score", source, "--model", MODEL, "--output", str(f / "s.parquet"), *quick],
+            lambda f: [
+                "score", str(source), "--model", model, "--output", str(f / "s.parquet"), *quick
+            ],
             lambda a, b: same_rows(a / "s.parquet", b / "s.parquet"),
         ),
         "watch": Job(listed, lambda a, b: same_rows(a / "w", b / "w")),
         "calibrate": Job(calibrate, lambda a, b: same_calibration(a / "m", b / "m")),
         "train": Job(
             lambda f: [
-                "train", train, "--output", str(f / "m"), "--steps", "400", *sizes,
+                "train", str(source), "--output", str(f / "m"), "--steps", "400", *sizes,
                 *(["--resume"] if (f / "m" / "training.safetensors").exists() else []), *quick,
             ],
             lambda a, b: same_training(a / "m", b / "m"),
         ),
         "benchmark": Job(
             lambda f: [
-                "benchmark", f"{source}[:600]", f"{source}[600:1200]", "--model", MODEL,
-                "--train", train, "--output", str(f / "b"),
+                "benchmark", f"{source}[:600]", f"{source}[600:1200]", "--model", model,
+                "--train", f"{source}[1200:]", "--output", str(f / "b"),
                 "--method", "lmd-quick", "--method", "mahalanobis",
             ],
             lambda a, b: same_table(a / "b", b / "b"),
@@ -138,24 +142,34 @@ def run(job: Job, folder: Path, kills: int, longest: float, draw: random.Random)
             return killed, errors
 
 
+def write_images(count: int, folder: Path) -> tuple[Path, Path]:
+    """(an array of that many different pictures of the packaged samples, the same as files)."""
+    with np.load(SAMPLES) as samples:
+        base = samples["fashion_mnist"]
+    draw = np.random.default_rng(0)
+    rows = [
+        np.roll(base[i % len(base)], draw.integers(-6, 7, 2), axis=(0, 1)) for i in range(count)
+    ]
+    files = folder / "files"
+    files.mkdir(parents=True)
+    np.save(folder / "images.npy", np.stack(rows))
+    for i, row in enumerate(rows):
+        Image.fromarray(row).save(files / f"{i:06}.png")
+    return folder / "images.npy", files
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--source", required=True, help="of FashionMNIST's images")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=50, help="kills of each command")
-    parser.add_argument("--images", type=int, default=6000)
+    parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--longest", type=float, default=6.0, help="seconds until a kill")
     parser.add_argument("--only", nargs="+")
     asked = parser.parse_args()
     shutil.rmtree(asked.work, ignore_errors=True)
-    files = asked.work / "files"
-    files.mkdir(parents=True)
-    for id, image in readable(take(open_source(asked.source), asked.images)):
-        image.save(files / f"{int(id):06}.png")
-    source, draw = f"{asked.source}[:{asked.images}]", random.Random(0)
-    every = jobs(source, files, asked.source)
+    every, draw = jobs(*write_images(asked.images, asked.work)), random.Random(0)
     print("| command | killed | errors of its own | lost, doubled or different | seconds |")
     print("|---|---|---|---|---|", flush=True)
     for name in asked.only or every:

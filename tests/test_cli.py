@@ -213,7 +213,7 @@ def test_report_is_one_file_about_a_scored_folder(
     assert "need a .parquet --output" in words(wrong)
     (tmp_path / "x.parquet").write_text("no table")
     bad = liftmap("report", tmp_path / "x.parquet", "--source", images, "--model", model, code=1)
-    assert "can't be read as Parquet" in words(bad)
+    assert "can't be read as a Parquet table of scores" in words(bad)
 
 
 def test_ray_scores_into_a_folder_of_parts(images: Path, model: Path, tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
+from platform import node
 
 import pytest
 
@@ -39,3 +43,21 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x")
     with pytest.raises(OutputError, match="can't be written"), atomic_path(tmp_path / "f" / "a"):
         pass
+
+
+def test_what_a_killed_process_left_is_swept_away_and_what_a_living_one_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / f".a.parquet.{node()}.{ended.pid}.tmp"
+    others = [
+        tmp_path / f".b.{node()}.{os.getppid()}.tmp",  # of a process that goes on
+        tmp_path / f".a.parquet.elsewhere.{ended.pid}.tmp",  # of another machine
+        tmp_path / f"kept.{node()}.{ended.pid}.tmp",  # not ours
+    ]
+    for path in (left, *others):
+        path.write_text("x")
+    with atomic_path(tmp_path / "c") as temporary:
+        temporary.write_text("y")
+    assert {p.name for p in tmp_path.iterdir()} == {"c", *(p.name for p in others)}

@@ -3,7 +3,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from glob import escape
 from pathlib import Path
+from platform import node
 from typing import IO, Any
 
 from safetensors import SafetensorError
@@ -18,9 +21,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the folder can't be written to, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{node()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
@@ -35,6 +39,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@cache  # once a process: a folder may hold many files
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes of this machine have left in a folder."""
+    if os.name != "posix":
+        return
+    for left in folder.glob(f".*.{escape(node())}.*.tmp"):
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and not _is_running(int(pid)):
+            with suppress(OSError):
+                left.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def hold(file: IO[Any]) -> None:

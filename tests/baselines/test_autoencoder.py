@@ -53,6 +53,17 @@ def test_the_two_distances_count_in_their_in_domain_deviations(tmp_path: Path) -
     assert torch.allclose(scorer.compare(answers), expected, rtol=1e-4)
 
 
+def test_what_one_score_has_learnt_serves_the_other(tmp_path: Path) -> None:
+    train = stored(tmp_path / "i.u8", pixels(60))
+    one, other = AEMSE(GREY, device="cpu", steps=2), AEMH(GREY, device="cpu", steps=2)
+    one.learn(train, train)
+    one.save_learnt(tmp_path / "kept")
+    other.read_learnt(tmp_path / "kept")
+    again = AEMH(GREY, device="cpu", steps=2)
+    again.learn(train, train)
+    assert torch.equal(other.scores(pixels(3, seed=1)), again.scores(pixels(3, seed=1)))
+
+
 def test_training_is_repeatable_and_follows_the_seed(tmp_path: Path) -> None:
     train, found = stored(tmp_path / "i.u8", pixels(20)), []
     for seed in (0, 0, 1):

@@ -26,6 +26,16 @@ def test_an_untrained_decoder_gives_about_eight_bits_a_pixel() -> None:
     assert found.detach().numpy() / 1024 == pytest.approx(-math.log(256), abs=0.1)
 
 
+def test_some_positions_estimate_the_whole_without_bias() -> None:
+    scorer, codes = LikelihoodRegret(GREY, device="cpu"), torch.randn(2, 100)
+    whole = scorer.network.log_likelihood(pixels(2).long(), codes)
+    parts = [
+        scorer.network.log_likelihood(pixels(2).long(), codes, part)
+        for part in torch.randperm(1024).split(64)
+    ]
+    assert torch.allclose(torch.stack(parts).mean(0), whole, rtol=1e-5)
+
+
 def test_fitting_the_encoder_to_an_image_raises_its_likelihood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,6 +173,21 @@ def test_files_come_in_the_order_of_their_times_once_they_have_settled(tmp_path:
         next(from_folder(tmp_path / "nowhere", threading.Event(), every=0.0))
 
 
+def test_a_clock_that_is_set_back_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_images(tmp_path / "images", 2)
+    day_before = time.time() - 86_400
+    monkeypatch.setattr(time, "time", lambda: day_before)
+    looks = from_folder(folder, threading.Event(), every=0.0, settle=0.2)
+    assert next(looks) == [], "their times lie ahead: perhaps still being written"
+    os.utime(folder / "001.png", (day_before + 90_000, day_before + 90_000))
+    time.sleep(0.25)
+    assert [e.id for e in next(looks)] == ["000.png"], "the other one was changed in between"
+    time.sleep(0.25)
+    assert [e.id for e in next(looks)] == ["000.png", "001.png"]
+
+
 def test_lines_are_gathered_and_bad_paths_told(detector: Detector, tmp_path: Path) -> None:
     folder = save_images(tmp_path / "images", 2)
     lines = [f"{folder}/000.png\n", "\n", f"{folder}/001.png\n", "nowhere.png\n"]

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,22 @@ def test_a_further_method_adds_its_own_cells_only(task: Task, tmp_path: Path) ->
     assert len(list((tmp_path / "b" / "cells").iterdir())) == 4
 
 
+def test_what_was_learnt_is_kept_and_shared(task: Task, tmp_path: Path) -> None:
+    told: list[str] = []
+    listener = Listener(on_cell=lambda method, source, images: told.append(method))
+    folder = tmp_path / "b"
+    run_benchmark([task], find_entrants(["mahalanobis"]), folder, listener=listener)
+    assert "mahalanobis learns" in told
+    for cell in (folder / "cells").iterdir():
+        cell.unlink()  # as if it had been killed while it scored
+    told.clear()
+    run_benchmark([task], find_entrants(["mahalanobis"]), folder, listener=listener)
+    assert told == ["mahalanobis", "mahalanobis"]
+    entrants = find_entrants(["ae-mse", "ae-mh"])
+    assert len({e.learns for e in entrants.values()}) == 1
+    assert len({e.key for e in entrants.values()}) == 2
+
+
 def test_seeds_are_cells_of_their_own_and_the_table_gives_their_spread(
     task: Task, tmp_path: Path
 ) -> None:
@@ -123,3 +140,19 @@ def test_the_split_is_the_trainings_own(task: Task, tmp_path: Path) -> None:
     assert torch.equal(held.pixels(rows), expected.pixels(rows))
     assert torch.equal(train.pixels(rows), rest.pixels(rows))
     assert len(held) == 3
+
+
+def test_a_cell_belongs_to_a_files_content_wherever_it_lies(task: Task, tmp_path: Path) -> None:
+    scored: list[str] = []
+    listener = Listener(on_cell=lambda method, source, images: scored.append(method))
+    rows = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8)
+    methods = find_entrants(["mahalanobis"])
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        np.save(tmp_path / place / "x.npy", rows)
+        moved = replace(task, outside=[open_source(f"{tmp_path / place / 'x.npy'}[2:6]")])
+        run_benchmark([moved], methods, tmp_path / "b", listener=listener)
+    assert scored.count("mahalanobis") == 2  # the in-domain images, and the array once
+    np.save(tmp_path / "there" / "x.npy", 255 - rows)
+    run_benchmark([moved], methods, tmp_path / "b", listener=listener)
+    assert scored.count("mahalanobis") == 3

@@ -222,10 +222,10 @@ def test_an_unreadable_file_costs_only_itself(
     folder = make_folder(tmp_path)
     real = Image.open
 
-    def refuse(file: object, *more: object) -> Image.Image:
+    def refuse(file: object, *more: object, **options: object) -> Image.Image:
         if str(file).endswith("a.png"):
             raise PermissionError(13, "Permission denied")
-        return real(file, *more)  # type: ignore[arg-type]
+        return real(file, *more, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Image, "open", refuse)
     entries = list(open_source(folder))

@@ -43,12 +43,11 @@ class Autoencoder(nn.Module):
         return image
 
 
-class AEMSE(Trained):
-    """A score is the mean squared error of the autoencoder's reconstruction.
+class ByAutoencoder(Trained):
+    """What both scores come from; what one of them has learnt serves the other as well.
 
-    As LMD's authors compare: trained on in-domain images, which it then reproduces best.
-
-    learnt: the autoencoder's parameters.
+    learnt: the autoencoder's parameters, the codes' centre (d,) and precision (d, d), and the
+    weights (2,) of the code's distance and the squared error.
     """
 
     def __init__(
@@ -72,7 +71,9 @@ class AEMSE(Trained):
     def learn(
         self, train: PreparedImages, held_out: PreparedImages, *, on_batch: OnBatch | None = None
     ) -> None:
-        """Train the autoencoder on the training images; the held-out ones are not used."""
+        """Train on the training images, then weigh the two distances on the held-out ones."""
+        from sklearn.covariance import LedoitWolf
+
         optimizer = torch.optim.Adam(self.network.parameters(), lr=RATE)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         for pixels in self.batches(train, BATCH, on_batch):
@@ -83,29 +84,6 @@ class AEMSE(Trained):
             optimizer.step()
             falling.step()
         self.keep()
-
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
-        return answers[:, 0]
-
-
-class AEMH(AEMSE):
-    """The code's Mahalanobis distance plus the squared error (Denouden et al. 2018).
-
-    "Improving reconstruction autoencoder out-of-distribution detection with Mahalanobis distance".
-
-    Departure: they weigh the two by trial on OOD images. Here each is divided by its deviation over
-    held-out in-domain images, since OOD examples are not to be had.
-
-    learnt: also the codes' centre (d,) and precision (d, d), and the two weights (2,).
-    """
-
-    def learn(
-        self, train: PreparedImages, held_out: PreparedImages, *, on_batch: OnBatch | None = None
-    ) -> None:
-        """Train on the training images, then weigh the two distances on the held-out ones."""
-        from sklearn.covariance import LedoitWolf
-
-        super().learn(train, held_out, on_batch=on_batch)
         codes = self._all_answers(train, 10_000, None)[:, 1:]
         fitted = LedoitWolf().fit(codes.double().numpy())
         self.learnt |= {
@@ -115,11 +93,31 @@ class AEMH(AEMSE):
         both = self._both(self._all_answers(held_out, 2000, None))
         self.learnt["weights"] = 1.0 / both.std(0).clamp_min(1e-12)
 
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
-        return (self._both(answers) * self.learnt["weights"]).sum(1)
-
     def _both(self, answers: Tensor) -> Tensor:
         """(b, 2): the code's Mahalanobis distance and the squared error."""
         off = answers[:, 1:].double() - self.learnt["centre"]
         distance = ((off @ self.learnt["precision"]) * off).sum(1).clamp_min(0).sqrt()
         return torch.stack([distance, answers[:, 0].double()], 1)
+
+
+class AEMSE(ByAutoencoder):
+    """A score is the mean squared error of the autoencoder's reconstruction.
+
+    As LMD's authors compare: trained on in-domain images, which it then reproduces best.
+    """
+
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+        return answers[:, 0]
+
+
+class AEMH(ByAutoencoder):
+    """The code's Mahalanobis distance plus the squared error (Denouden et al. 2018).
+
+    "Improving reconstruction autoencoder out-of-distribution detection with Mahalanobis distance".
+
+    Departure: they weigh the two by trial on OOD images. Here each is divided by its deviation over
+    held-out in-domain images, since OOD examples are not to be had.
+    """
+
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+        return (self._both(answers) * self.learnt["weights"]).sum(1)

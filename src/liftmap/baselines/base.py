@@ -76,12 +76,16 @@ class Baseline(ABC):
 
     def save(self, folder: str | Path) -> None:
         """Write what was learnt, and how images are prepared."""
+        self.save_learnt(Path(folder))
+
+    def save_learnt(self, folder: Path) -> None:
+        """Write what `read_learnt` reads."""
         from safetensors.torch import save_file
 
         self._check()
-        with atomic_path(Path(folder) / LEARNT) as path:
+        with atomic_path(folder / LEARNT) as path:
             save_file({name: part.contiguous() for name, part in self.learnt.items()}, path)
-        with atomic_path(Path(folder) / ABOUT) as path:
+        with atomic_path(folder / ABOUT) as path:
             about = {"preparation": asdict(self.preparation), "settings": self.settings}
             path.write_text(json.dumps(about) + "\n", encoding="utf-8")
 
@@ -101,7 +105,7 @@ class Baseline(ABC):
         return made
 
     def read_learnt(self, folder: Path) -> None:
-        """Take what was learnt from a folder that `save` wrote.
+        """Take what was learnt from a folder that `save` or `save_learnt` wrote.
 
         Raises:
             ModelError: the file is missing or damaged.

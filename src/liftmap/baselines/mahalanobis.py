@@ -14,7 +14,7 @@ from liftmap.distances import LPIPS, FeatureCosine
 from liftmap.images.prepare import Preparation, to_model_range
 from liftmap.images.store import PreparedImages
 
-MOST = 10_000  # training images that the Gaussian is fitted to
+MOST = 5000  # training images that the Gaussian is fitted to
 
 
 class Mahalanobis(Baseline):

@@ -32,6 +32,8 @@ FORMAT = 1
 # never halved: NCSN++'s Fourier frequencies reach 50, and half precision would turn the phase of
 # log sigma by half a radian
 WHOLE = frozenset({"time_proj.weight"})
+MOST_SIDE = 4096  # pixels of an image that a model folder may ask for
+MOST_JSON = 256 * 2**20  # bytes of a settings file; calibrations on a million images take 20 MB
 PACKAGED = Path(__file__).parent.parent / "data" / "models"
 
 
@@ -121,7 +123,7 @@ def load_checkpoint(model: str | Path) -> Checkpoint:
     """
     folder = find_model(model)
     if not (folder / ABOUT).exists():
-        return Checkpoint(**read_diffusers(folder))
+        return _checked(Checkpoint(**read_diffusers(folder)), folder)
     about = _read_json(folder / ABOUT)
     try:
         version = about.pop("format")
@@ -132,7 +134,18 @@ def load_checkpoint(model: str | Path) -> Checkpoint:
         patch = int(about.pop("patch"))
     except (KeyError, TypeError, ValueError, AttributeError, SettingsError) as error:
         raise ModelError(f"{folder / ABOUT}: {_reason(error)}; is it a liftmap model?") from error
-    return Checkpoint(read_unet(folder), process, by, patch, about)
+    return _checked(Checkpoint(read_unet(folder), process, by, patch, about), folder)
+
+
+def _checked(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """The checkpoint, if its images are of a size that one may want to take memory for."""
+    try:
+        _, height, width = checkpoint.image_shape
+        if not 2 <= min(height, width) <= max(height, width) <= MOST_SIDE:
+            raise ValueError(f"images of {height}x{width} pixels: need 2 to {MOST_SIDE} a side")
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(f"{folder / CONFIG}: {error}") from error
+    return checkpoint
 
 
 def find_model(model: str | Path) -> Path:
@@ -170,6 +183,9 @@ def _fetch(hub_id: str) -> Path:
 def read_unet(folder: Path) -> nn.Module:
     """The network that a folder's config.json and safetensors file describe, in float32.
 
+    It is built without memory and then takes the file's tensors, so a small file can't ask for a
+    large network.
+
     Raises:
         ModelError: a file is missing, truncated, or doesn't fit the other.
     """
@@ -181,9 +197,10 @@ def read_unet(folder: Path) -> nn.Module:
     if not weights.exists():
         raise ModelError(f"{weights} is missing: copy the whole model folder, or train again")
     try:
-        unet = network_from_config(config)
+        with torch.device("meta"):
+            unet = network_from_config(config)
         state = {k: v.float() for k, v in load_file(weights).items()}
-        unet.load_state_dict(state)
+        unet.load_state_dict(state, assign=True)
     except SafetensorError as error:
         raise ModelError(f"{weights} is damaged or truncated ({error}): copy it again") from error
     except RuntimeError as error:
@@ -198,10 +215,12 @@ def read_unet(folder: Path) -> nn.Module:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > MOST_JSON:
+            raise ValueError(f"{path.stat().st_size} bytes: need at most {MOST_JSON}")
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing: {path.parent} is no model folder") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} can't be read as JSON ({error})") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} holds a {type(data).__name__}: need a JSON object")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from liftmap.diffusion.denoiser import Parametrisation, Target
+from liftmap.diffusion.network import check_depth
 from liftmap.diffusion.process import VE, Tabulated
 from liftmap.errors import LiftmapError, ModelError
 
@@ -44,6 +45,7 @@ TABLE_SCHEDULERS = frozenset(
         "UniPCMultistep",
     )
 )
+MOST_STEPS = 100_000  # of the table; published models have 1,000
 # diffusers' names of what the network answers; configurations older than the setting mean epsilon
 TARGETS: dict[str, Target] = {"epsilon": "noise", "v_prediction": "v", "sample": "image"}
 
@@ -100,6 +102,10 @@ def _check_unconditional(root: Path) -> None:
     from diffusers import UNet2DModel
 
     config = _read_config(UNet2DModel, root / CONFIG)
+    try:
+        check_depth(config)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{root / CONFIG}: {error}") from error
     kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise ModelError(f"{root / CONFIG} is of a {kind}: need an unconditional UNet2DModel")
@@ -177,6 +183,10 @@ def _table(config: dict[str, Any]) -> tuple[Tabulated, Parametrisation]:
         raise ModelError(f"prediction_type {answer!r}: need one of {', '.join(TARGETS)}")
     needed = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
     betas = {name: config[name] for name in needed}
+    if not 1 <= betas["num_train_timesteps"] <= MOST_STEPS:
+        raise ModelError(
+            f"num_train_timesteps={betas['num_train_timesteps']}: need 1 to {MOST_STEPS}"
+        )
     for name in ("trained_betas", "rescale_betas_zero_snr"):
         betas[name] = config.get(name)
     table = DDPMScheduler(**betas).alphas_cumprod.double()

@@ -43,6 +43,8 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
+MOST_LAYERS, MOST_LEVELS = 64, 16  # of a network in a model folder; published ones have 4 and 8
+
 
 def find_preset(name: str) -> Preset:
     """The preset of that name.
@@ -89,12 +91,26 @@ def network_from_config(config: Mapping[str, Any]) -> nn.Module:
     Raises:
         SettingsError, TypeError, ValueError: they describe none.
     """
+    check_depth(config)
     if reads(config):
         return UNet.from_config(config)
     from diffusers import UNet2DModel  # takes seconds
 
     unet: nn.Module = UNet2DModel.from_config(config)
     return unet
+
+
+def check_depth(config: Mapping[str, Any]) -> None:
+    """Refuse a network of so many blocks that building it would take forever.
+
+    Raises:
+        SettingsError: the message names the setting.
+    """
+    layers, levels = config.get("layers_per_block", 1), config.get("block_out_channels", ())
+    if not 1 <= layers <= MOST_LAYERS:
+        raise SettingsError(f"layers_per_block={layers}: need 1 to {MOST_LAYERS}")
+    if len(levels) > MOST_LEVELS:
+        raise SettingsError(f"{len(levels)} block_out_channels: need at most {MOST_LEVELS}")
 
 
 def _embedding(preset: Preset) -> dict[str, Any]:

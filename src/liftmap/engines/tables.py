@@ -11,9 +11,11 @@ import numpy as np
 
 from liftmap.errors import OutputError, SourceError
 from liftmap.files import atomic_path
+from liftmap.images.sources import reading
 
 Row = dict[str, Any]
 CHUNK = 8192  # rows a Parquet row group
+TABLE = "a Parquet table of scores"
 
 
 def _parquet(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int) -> None:
@@ -89,11 +91,16 @@ def write_table(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int
 
 
 def read_scores(path: Path) -> np.ndarray:
-    """The scores of a Parquet table as float64 (n,), skipped images left out."""
+    """The scores of a Parquet table as float64 (n,), skipped images left out.
+
+    Raises:
+        SourceError: it can't be read, or is no table of scores; so do all readers here.
+    """
     import pyarrow.parquet as pq
 
-    column = pq.read_table(path, columns=["score"])["score"].drop_null()
-    return np.asarray(column.to_numpy(), dtype=np.float64)
+    with reading(path, TABLE):
+        column = pq.read_table(path, columns=["score"])["score"].drop_null()
+        return np.asarray(column.to_numpy(), dtype=np.float64)
 
 
 def read_distances(path: Path) -> tuple[list[str], np.ndarray]:
@@ -103,19 +110,22 @@ def read_distances(path: Path) -> tuple[list[str], np.ndarray]:
     """
     import pyarrow.parquet as pq
 
-    column = pq.read_table(path, columns=["distances"])["distances"].drop_null().combine_chunks()
-    kinds = [field.name for field in column.type]
-    parts = [np.array(column.field(kind).to_pylist(), dtype=np.float32) for kind in kinds]
-    return kinds, np.stack(parts, axis=-1)
+    with reading(path, TABLE):
+        column = pq.read_table(path, columns=["distances"])["distances"].drop_null()
+        column = column.combine_chunks()
+        kinds = [field.name for field in column.type]
+        parts = [np.array(column.field(kind).to_pylist(), dtype=np.float32) for kind in kinds]
+        return kinds, np.stack(parts, axis=-1)
 
 
 def read_norms(path: Path) -> np.ndarray:
     """The norms of a Parquet table (n, levels), skipped left out; no levels if it has none."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=["distances", "norms"])
-    column = table.filter(table["distances"].is_valid())["norms"]
-    return np.array([norms or [] for norms in column.to_pylist()], dtype=np.float32)
+    with reading(path, TABLE):
+        table = pq.read_table(path, columns=["distances", "norms"])
+        column = table.filter(table["distances"].is_valid())["norms"]
+        return np.array([norms or [] for norms in column.to_pylist()], dtype=np.float32)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -127,7 +137,6 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         SourceError: it can't be read, or is no table of scores.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if path.is_dir():
@@ -138,21 +147,19 @@ def read_rows(path: Path) -> Iterator[Row]:
             yield from read_rows(part)
         return
     columns = ["id", "score", "p_value", "is_ood", "attempts", "reason"]
-    try:
-        with pq.ParquetFile(path) as file:
-            missing = set(columns) - set(file.schema_arrow.names)
-            if missing:
-                raise SourceError(f"{path} is no table of scores: it has no {sorted(missing)}")
-            for batch in file.iter_batches(CHUNK, columns=columns):
-                yield from batch.to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise SourceError(f"{path}: can't be read as Parquet ({error})") from error
+    with reading(path, TABLE), pq.ParquetFile(path) as file:
+        missing = set(columns) - set(file.schema_arrow.names)
+        if missing:
+            raise SourceError(f"{path} is no table of scores: it has no {sorted(missing)}")
+        for batch in file.iter_batches(CHUNK, columns=columns):
+            yield from batch.to_pylist()
 
 
 def odd_rows(path: Path, most: int) -> Iterator[Row]:
     """The `most` rows of a Parquet table with the highest scores, highest first."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=["id", "score", "p_value", "is_ood"])
-    order = table.filter(table["score"].is_valid()).sort_by([("score", "descending")])
-    yield from order.slice(0, most).to_pylist()
+    with reading(path, TABLE):
+        table = pq.read_table(path, columns=["id", "score", "p_value", "is_ood"])
+        order = table.filter(table["score"].is_valid()).sort_by([("score", "descending")])
+        yield from order.slice(0, most).to_pylist()

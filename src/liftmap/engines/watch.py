@@ -282,21 +282,35 @@ def from_folder(
 
     Args:
         every: seconds between looks.
-        settle: a file that was changed within so many seconds may still be being written.
+        settle: a file that was changed within so many seconds may still be being written. One whose
+            time lies ahead, as after the clock was set back, waits as long unchanged.
     """
+    waiting: dict[str, tuple[float, float]] = {}  # a file's time, and since when it has that one
     while not stop.is_set():
         settled = time.time() - settle
         found = []
         try:
             for entry in open_source(folder):
                 changed = _changed(folder / entry.id)
-                if changed is not None and changed <= settled:
+                if changed is None:
+                    continue
+                if changed <= settled or _waited(waiting, entry.id, changed, settle):
                     found.append((changed, entry.id, entry))
         except SourceError:
             if not folder.is_dir():
                 raise
         yield [entry for _, _, entry in sorted(found, key=lambda item: item[:2])]
         stop.wait(every)
+
+
+def _waited(
+    waiting: dict[str, tuple[float, float]], id: str, changed: float, settle: float
+) -> bool:
+    """Whether a file has kept its time for so many seconds of a clock that nobody sets."""
+    known = waiting.get(id)
+    if known is None or known[0] != changed:
+        known = waiting[id] = (changed, time.monotonic())
+    return time.monotonic() - known[1] >= settle
 
 
 def _changed(path: Path) -> float | None:

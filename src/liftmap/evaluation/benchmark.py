@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 import liftmap
 from liftmap.baselines.anogan import AnoGAN
 from liftmap.baselines.autoencoder import AEMH, AEMSE
+from liftmap.baselines.base import Baseline
 from liftmap.baselines.ddpm_ood import DDPMOOD
 from liftmap.baselines.diffpath import DiffPath
 from liftmap.baselines.inpainters import FourierInpainting, LaMaInpainting, MAEInpainting
@@ -42,7 +44,7 @@ from liftmap.errors import (
 from liftmap.evaluation.metrics import evaluate_scores
 from liftmap.files import atomic_path
 from liftmap.images.prepare import Preparation
-from liftmap.images.sources import Source
+from liftmap.images.sources import SLICE, Source
 from liftmap.images.store import PreparedImages, store_source
 from liftmap.method import Method, find_method
 from liftmap.scorer import Scorer, preparation_of
@@ -53,12 +55,14 @@ class Entrant:
     """A method that takes part.
 
     key: tells its settings from any other's. make: from a trained diffusion model and a seed.
-    extra: what of liftmap's extras it needs, of which package.
+    extra: what of liftmap's extras it needs, of which package. learns: shared by those whose
+    learning is the same; the key by default.
     """
 
     key: str
     make: Callable[[Checkpoint, int], Scorer]
     extra: tuple[str, str] | None = None
+    learns: str | None = None
 
     def check(self) -> None:
         """Refuse if what it needs is not installed.
@@ -85,10 +89,11 @@ def _on_diffusion(kind: Callable[..., Scorer], *, seeded: bool = True) -> Entran
     )
 
 
-def _trained(kind: Callable[..., Scorer]) -> Entrant:
+def _trained(kind: Callable[..., Scorer], *, learns: str | None = None) -> Entrant:
     return Entrant(
         kind.__name__,
         lambda checkpoint, seed: kind(preparation_of(checkpoint), seed=seed),
+        learns=learns,
     )
 
 
@@ -114,8 +119,8 @@ ENTRANTS: dict[str, Entrant] = {
     ),
     "lmd-mae": _trained(MAEInpainting),
     "lmd-fourier": _trained(FourierInpainting),
-    "ae-mse": _trained(AEMSE),
-    "ae-mh": _trained(AEMH),
+    "ae-mse": _trained(AEMSE, learns="autoencoder"),
+    "ae-mh": _trained(AEMH, learns="autoencoder"),
     "anogan": _trained(AnoGAN),
     "msma": _on_diffusion(MSMA, seeded=False),
     "diffpath": _on_diffusion(DiffPath, seeded=False),
@@ -227,21 +232,21 @@ class Row:
 
     def cell(self, source: Source) -> Cell:
         """Its scores of a source, from the file if there is one."""
-        path = self.folder / "cells" / f"{self._key(source)}.parquet"
+        name = self._key(self.entrant.key, self.task.train, source)
+        path = self.folder / "cells" / f"{name}.parquet"
         if not path.exists():
             _ = self.scorer  # made and taught first, which is told of by itself
             self.listener.on_cell(self.name, source.name, source.count())
             _write_cell(self._score(source), path, source.name)
         return _read_cell(path)
 
-    def _key(self, source: Source) -> str:
+    def _key(self, method: str, *sources: Source) -> str:
         determines = [
             liftmap.__version__,
-            self.entrant.key,
+            method,
             self.seed,
             _model_key(self.task.model),
-            _data_key(self.task.train),
-            _data_key(source),
+            *map(_data_key, sources),
         ]
         return hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:16]
 
@@ -272,15 +277,28 @@ class Row:
         return self._scorer
 
     def _teach(self, scorer: Scorer) -> None:
-        """Let it learn, unless it can score as it is: calibrated already, or without the need."""
+        """Let it learn, unless it can score as it is: calibrated already, or without the need.
+
+        What a baseline has learnt is kept: learning may take longer than all of its cells.
+        """
         p = scorer.preparation
         try:
             scorer.scores(torch.zeros(1, p.channels, p.height, p.width, dtype=torch.uint8))
             return
         except CalibrationError:
             pass
+        kept = (
+            self.folder
+            / "learnt"
+            / self._key(self.entrant.learns or self.entrant.key, self.task.train)
+        )
+        if isinstance(scorer, Baseline) and kept.is_dir():
+            scorer.read_learnt(kept)
+            return
         train, held_out = training_split(self._prepared(p), load_checkpoint(self.task.model))
         scorer.learn(train, held_out, on_batch=self._on_batch())
+        if isinstance(scorer, Baseline):
+            scorer.save_learnt(kept)
 
     def _prepared(self, preparation: Preparation) -> PreparedImages:
         """The training images as the model takes them, prepared once for all methods."""
@@ -325,11 +343,22 @@ def training_split(
 
 
 def _data_key(source: Source) -> list[Any]:
-    """What tells a source's images from others of the same name: their number, a file's age."""
-    file = Path(source.name.partition("[")[0])
-    about = file.stat() if file.is_file() else None
-    age = [about.st_size, about.st_mtime_ns] if about else []
-    return [source.name, source.count(), *age]
+    """What tells a source's images from others: a file's content, wherever it lies, or the name."""
+    sliced = SLICE.fullmatch(source.name)
+    whole = sliced[1] if sliced else source.name
+    file = Path(whole.rpartition(":")[0] if ".npz:" in whole else whole)
+    if not file.is_file():
+        return [source.name, source.count()]
+    status = file.stat()
+    content = _content_key(file, status.st_size, status.st_mtime_ns)
+    return [Path(source.name).name, source.count(), content]
+
+
+@lru_cache
+def _content_key(file: Path, size: int, changed: int) -> str:
+    """A hash of a file's bytes; computed again only when its size or its time has changed."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _model_key(model: str) -> list[str]:

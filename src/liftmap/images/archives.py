@@ -8,27 +8,31 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from liftmap.errors import ImageError, SourceError
+from liftmap.errors import ImageError
 from liftmap.images.prepare import decode
-from liftmap.images.sources import SUFFIXES, Entry, Request, Stream
+from liftmap.images.sources import MOST_BYTES, SUFFIXES, Entry, Request, Stream, reading
 
-# one member's size as stored uncompressed: a larger one is refused before it is read
-MOST_BYTES = 256 * 2**20
+# kinds of tar headers that hold a member's long name or further attributes; how long they may be
+EXTENDED = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+MOST_HEADER = 2**20
 
 
 def zip_source(request: Request) -> Stream:
     """The images in a .zip, in its own order; ids are member names."""
     path = Path(request.spec)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            count = sum(_wanted(i.filename) for i in archive.infolist() if not i.is_dir())
-    except (zipfile.BadZipFile, OSError) as error:
-        raise SourceError(f"{path}: can't be read as a zip archive ({error})") from error
+    with reading(path, "a zip archive"), zipfile.ZipFile(path) as archive:
+        count = sum(_wanted(i.filename) for i in archive.infolist() if not i.is_dir())
     return Stream(request.spec, lambda: _zip_entries(path), lambda: count)
 
 
 def _zip_entries(path: Path) -> Iterator[Entry]:
-    with zipfile.ZipFile(path) as archive:
+    with reading(path, "a zip archive"), zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if not member.is_dir() and _wanted(member.filename):
                 read = partial(archive.read, member)
@@ -38,23 +42,30 @@ def _zip_entries(path: Path) -> Iterator[Entry]:
 def tar_source(request: Request) -> Stream:
     """The images in a .tar or .tar.gz, in its own order; ids are member names."""
     path = Path(request.spec)
-    try:
-        with tarfile.open(path):
-            pass
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise SourceError(f"{path}: can't be read as a tar archive ({error})") from error
+    with reading(path, "a tar archive"), tarfile.open(path, tarinfo=_Member):
+        pass
     return Stream(request.spec, lambda: _tar_entries(path))
 
 
 def _tar_entries(path: Path) -> Iterator[Entry]:
-    with tarfile.open(path, "r:*") as archive:
-        try:
-            for member in archive:
-                if member.isfile() and _wanted(member.name):
-                    yield _entry(member.name, member.size, partial(_read_tarred, archive, member))
-                archive.members = []  # type: ignore[attr-defined]  # it keeps all it has seen
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise SourceError(f"{path}: the archive is damaged ({error})") from error
+    with (
+        reading(path, "a tar archive"),
+        tarfile.open(path, "r:*", tarinfo=_Member) as archive,
+    ):
+        for member in archive:
+            if member.isfile() and _wanted(member.name):
+                yield _entry(member.name, member.size, partial(_read_tarred, archive, member))
+            archive.members = []  # type: ignore[attr-defined]  # it keeps all it has seen
+
+
+class _Member(tarfile.TarInfo):
+    """A tar's member whose extended header can't fill the memory: tarfile reads it whole."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in EXTENDED and self.size > MOST_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size} bytes: need at most {MOST_HEADER}")
+        made: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return made
 
 
 def _read_tarred(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -1,8 +1,10 @@
 """Images as rows of arrays and tables: .npz, .npy, IDX, Parquet; read by row, never unpickled."""
 
 import gzip
+import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -13,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from liftmap.errors import ImageError, SourceError
-from liftmap.images.prepare import decode, to_image
-from liftmap.images.sources import Entry, Request, Stream
+from liftmap.images.prepare import MOST_PIXELS, decode, to_image
+from liftmap.images.sources import Entry, Request, Stream, reading
 
 IDX_IMAGES = 2051  # magic number of an unsigned-byte array with three axes (LeCun's IDX format)
 
@@ -24,11 +26,8 @@ def npz_source(request: Request) -> Stream:
     name, _, key = request.spec.partition(".npz:")
     path = Path(f"{name}.npz" if key else request.spec)
     member = f"{key or 'images'}.npy"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise SourceError(f"{path}: can't be read as .npz ({error})") from error
+    with reading(path, "an array"), zipfile.ZipFile(path) as archive:
+        members = archive.namelist()
     if member not in members:
         keys = ", ".join(m.removesuffix(".npy") for m in members)
         raise SourceError(
@@ -61,7 +60,7 @@ OpenFile = Callable[[], AbstractContextManager[Any]]
 
 
 def _array_stream(name: str, opened: OpenFile) -> Stream:
-    with opened() as file:
+    with reading(name, "an array"), opened() as file:
         shape, _ = _header(name, file)
     return Stream(name, lambda: _rows(name, opened), lambda: shape[0])
 
@@ -72,11 +71,7 @@ def _header(name: str, file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
-    try:
-        version = np.lib.format.read_magic(file)
-        shape, by_column, dtype = read[version](file)
-    except (ValueError, KeyError, OSError) as error:
-        raise SourceError(f"{name}: can't be read as an array ({error})") from error
+    shape, by_column, dtype = read[np.lib.format.read_magic(file)](file)
     if dtype.hasobject:
         raise SourceError(f"{name} holds Python objects: need uint8 images; pickles are not read")
     images = len(shape) in (3, 4) and (len(shape) == 3 or shape[3] in (1, 3, 4))
@@ -90,15 +85,24 @@ def _header(name: str, file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
             f"{name} holds {dtype} {shape}: need uint8, uint16 or floats in [0, 1] of shape "
             "(n, h, w) or (n, h, w, channels) in row order"
         )
+    _check_size(name, shape[1], shape[2])
     return shape, dtype
 
 
+def _check_size(name: str, height: int, width: int) -> None:
+    """Refuse images of more pixels than Pillow would decode, before memory is taken for one."""
+    if min(height, width) < 1 or height * width > MOST_PIXELS:
+        raise SourceError(
+            f"{name} claims images of {height}x{width} pixels: need 1 to {MOST_PIXELS} in all"
+        )
+
+
 def _rows(name: str, opened: OpenFile) -> Iterator[Entry]:
-    with opened() as file:
+    with reading(name, "an array"), opened() as file:
         shape, dtype = _header(name, file)
-        size = int(np.prod(shape[1:])) * dtype.itemsize
+        size = math.prod(shape[1:]) * dtype.itemsize
         for row in range(shape[0]):
-            data = file.read(size)
+            data = _read_up_to(file, size)
             if len(data) < size:
                 raise SourceError(f"{name} is truncated at row {row} of {shape[0]}")
             yield Entry(str(row), partial(_load_row, data, shape[1:], dtype))
@@ -120,28 +124,32 @@ def _open_idx(path: Path) -> Any:
 
 
 def _idx_header(path: Path) -> tuple[int, int, int]:
-    try:
-        with _open_idx(path) as file:
-            magic, count, height, width = struct.unpack(">4I", file.read(16))
-    except (OSError, EOFError, struct.error) as error:
-        raise SourceError(f"{path}: can't be read as IDX ({error})") from error
+    with reading(path, "IDX"), _open_idx(path) as file:
+        magic, count, height, width = struct.unpack(">4I", file.read(16))
     if magic != IDX_IMAGES:
         raise SourceError(f"{path}: IDX number {magic}, need {IDX_IMAGES} (images, not labels)")
+    _check_size(str(path), height, width)
     return count, height, width
 
 
 def _idx_rows(path: Path) -> Iterator[Entry]:
     count, height, width = _idx_header(path)
-    with _open_idx(path) as file:
+    with reading(path, "IDX"), _open_idx(path) as file:
         file.read(16)
         for row in range(count):
-            try:
-                data = file.read(height * width)
-            except (OSError, EOFError):
-                data = b""
+            data = _read_up_to(file, height * width)
             if len(data) < height * width:
                 raise SourceError(f"{path} is truncated at row {row} of {count}")
             yield Entry(str(row), partial(_load_row, data, (height, width), np.dtype(np.uint8)))
+
+
+def _read_up_to(file: Any, size: int) -> bytes:
+    """So many bytes, or none where a compressed file ends too early."""
+    try:
+        data: bytes = file.read(size)
+    except (EOFError, zlib.error):
+        return b""
+    return data
 
 
 def parquet_source(request: Request) -> Stream:
@@ -149,15 +157,11 @@ def parquet_source(request: Request) -> Stream:
 
     Ids come from a column `id` where there is one, and are row numbers otherwise.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = Path(request.spec)
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, count = file.schema_arrow, file.metadata.num_rows
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SourceError(f"{path}: can't be read as Parquet ({error})") from error
+    with reading(path, "Parquet"), pq.ParquetFile(path) as file:
+        schema, count = file.schema_arrow, file.metadata.num_rows
     column = request.column or next((f.name for f in schema if _holds_images(f.type)), None)
     if column is None or column not in schema.names:
         raise SourceError(f"{path}: no column {column or 'of image bytes'}: it has {schema.names}")
@@ -178,7 +182,7 @@ def _parquet_rows(path: Path, column: str, has_id: bool) -> Iterator[Entry]:
     import pyarrow.parquet as pq
 
     row = 0
-    with pq.ParquetFile(path) as file:
+    with reading(path, "Parquet"), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(64, columns=["id", column] if has_id else [column]):
             for record in batch.to_pylist():
                 value = record[column]

@@ -29,7 +29,7 @@ def folder_source(request: Request) -> Stream:
             Entry(p.relative_to(root).as_posix(), partial(load_file, p)) for p in _images(root)
         ),
         lambda: sum(1 for _ in _images(root)),
-        find=lambda id: Entry(id, partial(load_file, root / id)),
+        find=lambda id: Entry(id, partial(_load_below, root, id)),
     )
 
 
@@ -39,6 +39,13 @@ def image_source(request: Request) -> Stream:
     return Stream(
         request.spec, lambda: iter([Entry(path.name, partial(load_file, path))]), lambda: 1
     )
+
+
+def _load_below(root: Path, id: str) -> Image.Image:
+    """The image of an id that may come from a stranger's table: it must not lead elsewhere."""
+    if Path(id).is_absolute() or ".." in Path(id).parts:
+        raise ImageError(f"the id {id!r} leads out of {root}")
+    return load_file(root / id)
 
 
 def load_file(path: Path) -> Image.Image:

@@ -21,6 +21,9 @@ from liftmap.errors import ImageError, SettingsError
 
 MIN_SIDE = 2  # a single row or column of pixels has no hidden and known part
 FITS = ("stretch", "crop", "pad")
+# what may be decoded, whatever a file is called: some of Pillow's other formats start programs
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # Pillow's limit: 89 million
 
 Picture = Image.Image | np.ndarray | Tensor | str | Path | bytes
 
@@ -88,8 +91,8 @@ def decode(data: bytes | str | Path | BinaryIO) -> Image.Image:
     first.
 
     Raises:
-        ImageError: empty, truncated, no image, more pixels than Pillow's limit, or smaller than
-            2x2; the message says which.
+        ImageError: empty, truncated, no image of FORMATS, more pixels than Pillow's limit, or
+            smaller than 2x2; the message says which.
     """
     stream = io.BytesIO(data) if isinstance(data, bytes) else data
     if isinstance(data, bytes) and not data:
@@ -98,7 +101,7 @@ def decode(data: bytes | str | Path | BinaryIO) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow only warns up to twice its limit; here its limit is the limit
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(stream) as image:
+            with Image.open(stream, formats=FORMATS) as image:
                 image.load()
                 return _plain(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -6,6 +6,7 @@ arrays are read row by row.
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,8 @@ from liftmap.errors import ImageError, SourceError
 SLICE = re.compile(r"(.+)\[(\d*):(\d*)\]")
 # what Pillow may be asked to decode; GIF gives its first frame
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"))
+# of an image inside an archive or an object store, uncompressed: a larger one is not read
+MOST_BYTES = 256 * 2**20
 
 
 class Entry(NamedTuple):
@@ -150,6 +153,18 @@ def readable(source: Source) -> Iterator[tuple[str, Image.Image]]:
             yield entry.id, entry.load()
         except ImageError:
             continue
+
+
+@contextmanager
+def reading(name: str | Path, kind: str) -> Iterator[None]:
+    """Make a SourceError of whatever a damaged or malicious file makes its reader raise."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except Exception as error:  # zlib, zipfile, tarfile, numpy and pyarrow have dozens
+        reason = str(error) or type(error).__name__
+        raise SourceError(f"{name}: can't be read as {kind} ({reason})") from error
 
 
 Opener = Callable[[Request], Source]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from liftmap.errors import ImageError, SourceError
 from liftmap.images.prepare import decode
-from liftmap.images.sources import SUFFIXES, Entry, Request, Stream
+from liftmap.images.sources import MOST_BYTES, SUFFIXES, Entry, Request, Stream
 
 
 def url_source(request: Request) -> Stream:
@@ -62,7 +62,9 @@ def _load(spec: str, id: str) -> Image.Image:
     system, root = _open(spec)
     try:
         with system.open_input_stream(f"{root}/{id}") as file:
-            data = file.read()
+            data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise ImageError(f"can't be read ({error})") from error
+    if len(data) > MOST_BYTES:
+        raise ImageError(f"more than {MOST_BYTES} bytes: need at most that")
     return decode(data)
