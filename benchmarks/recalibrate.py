@@ -1,6 +1,8 @@
 """Calibrate a model folder anew on the images that its training held out, and forget the old.
 
 For models whose training folder is gone: the split is made again from the training's record.
+With --add the other calibrations stay.
+
     python benchmarks/recalibrate.py --model models/mnist --source MNIST/train-images-idx3-ubyte.gz
 """
 
@@ -23,10 +25,11 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="what the model was trained on")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--methods", nargs="+", default=["fast"])
+    parser.add_argument("--add", action="store_true", help="keep what is there")
     asked = parser.parse_args()
     console = Console()
     first = Detector.from_pretrained(asked.model)
-    for known in ("calibrations", "density"):
+    for known in () if asked.add else ("calibrations", "density"):
         first.checkpoint.about.pop(known, None)
     with TemporaryDirectory() as folder:
         store = Path(folder) / "images.u8"

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import pixels, save_images, small_checkpoint
+from tiny import pixels, save_images, small_checkpoint, small_method
 
 from liftmap.baselines.msma import MSMA
 from liftmap.detector import Detector
@@ -14,6 +14,8 @@ from liftmap.evaluation.benchmark import (
     Listener,
     Task,
     find_entrants,
+    lmd,
+    lmd_by_each,
     run_benchmark,
     table_rows,
     training_split,
@@ -85,6 +87,24 @@ def test_what_was_learnt_is_kept_and_shared(task: Task, tmp_path: Path) -> None:
     entrants = find_entrants(["ae-mse", "ae-mh"])
     assert len({e.learns for e in entrants.values()}) == 1
     assert len({e.key for e in entrants.values()}) == 2
+
+
+def test_several_distances_share_the_redraws_and_score_as_each_alone(
+    task: Task, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    listener = Listener(on_cell=lambda method, source, images: told.append(method))
+    both = small_method()
+    shared = lmd_by_each(replace(both, distance="lpips+mse"))
+    entrants = {
+        "both: lpips": shared[0],
+        "both: mse": shared[1],
+        "lpips": lmd(both),
+        "mse": lmd(replace(both, distance="mse")),
+    }
+    records = run_benchmark([task], entrants, tmp_path / "b", listener=listener)
+    assert told == ["both: lpips"] * 2 + ["lpips"] * 2 + ["mse"] * 2
+    assert [r["auroc"] for r in records[:2]] == [r["auroc"] for r in records[2:]]
 
 
 def test_seeds_are_cells_of_their_own_and_the_table_gives_their_spread(

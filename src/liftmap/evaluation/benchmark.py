@@ -19,8 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
 import liftmap
+from liftmap.aggregate import aggregate
 from liftmap.baselines.anogan import AnoGAN
 from liftmap.baselines.autoencoder import AEMH, AEMSE
 from liftmap.baselines.base import Baseline
@@ -56,13 +59,14 @@ class Entrant:
 
     key: tells its settings from any other's. make: from a trained diffusion model and a seed.
     extra: what of liftmap's extras it needs, of which package. learns: shared by those whose
-    learning is the same; the key by default.
+    learning is the same; the key by default. column: which of its scores, if it gives several.
     """
 
     key: str
     make: Callable[[Checkpoint, int], Scorer]
     extra: tuple[str, str] | None = None
     learns: str | None = None
+    column: int = 0
 
     def check(self) -> None:
         """Refuse if what it needs is not installed.
@@ -70,8 +74,13 @@ class Entrant:
         Raises:
             MissingExtraError: the message names the extra.
         """
-        if self.extra is not None and find_spec(self.extra[1]) is None:
+        if self.extra is not None and not self.installed:
             raise MissingExtraError(self.extra[1], self.extra[0])
+
+    @property
+    def installed(self) -> bool:
+        """Whether all that it needs is there."""
+        return self.extra is None or find_spec(self.extra[1]) is not None
 
 
 def lmd(method: Method) -> Entrant:
@@ -80,6 +89,27 @@ def lmd(method: Method) -> Entrant:
         f"lmd-{method.key}",
         lambda checkpoint, seed: Detector(checkpoint, method=replace(method, seed=seed)),
     )
+
+
+class EachDistance(Detector):
+    """Lift and map once for several distances: a column of scores for each of them alone."""
+
+    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b kinds"]:
+        """The aggregate over all attempts, distance by distance."""
+        columns = self.measure(pixels).distances.unbind(2)
+        return torch.stack([aggregate(column, self.method.aggregate) for column in columns], 1)
+
+
+def lmd_by_each(method: Method) -> list[Entrant]:
+    """Lift, Map, Detect by each of a method's distances alone; the redraws are made once."""
+    return [
+        Entrant(
+            f"lmd-each-{method.key}",
+            lambda checkpoint, seed: EachDistance(checkpoint, method=replace(method, seed=seed)),
+            column=column,
+        )
+        for column in range(len(method.distance.split("+")))
+    ]
 
 
 def _on_diffusion(kind: Callable[..., Scorer], *, seeded: bool = True) -> Entrant:
@@ -170,7 +200,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Cell:
-    """Scores of one source; `seconds` for all of its images, without what was learnt before."""
+    """Scores of one source, (n, columns); `seconds` for all, without what was learnt before."""
 
     scores: np.ndarray
     seconds: float
@@ -210,7 +240,7 @@ def run_benchmark(
                 row = Row(task, name, entrant, seed, folder, listener)
                 inside = row.cell(task.inside)
                 for other in task.outside:
-                    records.append(_record(task, name, seed, other.name, inside, row.cell(other)))
+                    records.append(_record(row, other.name, inside, row.cell(other)))
     return records
 
 
@@ -252,7 +282,7 @@ class Row:
 
     def _score(self, source: Source) -> Cell:
         scorer = self.scorer
-        scores: list[float] = []
+        scores: list[Any] = []
         skipped, begun = 0, time.monotonic()
         entries = iter(source)
         while pending := list(islice(entries, scorer.batch)):
@@ -266,7 +296,8 @@ class Row:
                 scores += scorer.scores(torch.stack(pixels)).tolist()
             self.listener.on_image(len(pending))
         seconds = time.monotonic() - begun
-        return Cell(np.array(scores), seconds, skipped, scorer.evaluations)
+        columns = np.array(scores).reshape(len(scores), -1)
+        return Cell(columns, seconds, skipped, scorer.evaluations)
 
     @property
     def scorer(self) -> Scorer:
@@ -375,7 +406,7 @@ def _write_cell(cell: Cell, path: Path, source: str) -> None:
         "skipped": cell.skipped,
         "evaluations": cell.evaluations,
     }
-    table = pa.table({"score": cell.scores})
+    table = pa.table({f"score_{i}": column for i, column in enumerate(cell.scores.T)})
     with atomic_path(path) as temporary:
         pq.write_table(table.replace_schema_metadata({"liftmap": json.dumps(about)}), temporary)
 
@@ -384,24 +415,23 @@ def _read_cell(path: Path) -> Cell:
     try:
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[b"liftmap"])
-        scores = table["score"].to_numpy()
+        scores = np.stack([column.to_numpy() for column in table.columns], 1)
         return Cell(scores, about["seconds"], about["skipped"], about["evaluations"])
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is damaged ({error}): delete it and run again") from error
 
 
-def _record(
-    task: Task, method: str, seed: int, other: str, inside: Cell, outside: Cell
-) -> dict[str, Any]:
-    found = evaluate_scores(inside.scores, outside.scores)
+def _record(row: Row, other: str, inside: Cell, outside: Cell) -> dict[str, Any]:
+    column = row.entrant.column
+    found = evaluate_scores(inside.scores[:, column], outside.scores[:, column])
     images = found.n_in + found.n_out
     seconds = inside.seconds + outside.seconds
     return {
-        "model": task.model,
-        "in": task.inside.name,
+        "model": row.task.model,
+        "in": row.task.inside.name,
         "out": other,
-        "method": method,
-        "seed": seed,
+        "method": row.name,
+        "seed": row.seed,
         "n_in": found.n_in,
         "n_out": found.n_out,
         "skipped": inside.skipped + outside.skipped,

@@ -12,7 +12,7 @@ from typing import Any
 
 from liftmap.diffusion.checkpoints import load_checkpoint
 from liftmap.errors import LiftmapError, SettingsError
-from liftmap.evaluation.benchmark import ENTRANTS, PRETRAINED, Entrant, Task, lmd
+from liftmap.evaluation.benchmark import ENTRANTS, PRETRAINED, Entrant, Task, lmd, lmd_by_each
 from liftmap.images.sources import Source
 from liftmap.masks import MaskSettings
 from liftmap.method import Method, find_method
@@ -93,12 +93,19 @@ def _masks(base: Method) -> dict[str, Entrant]:
     return {name: lmd(replace(_by_lpips(base), mask=m)) for name, m in PAPER_MASKS.items()}
 
 
+DEEP = "cosine:pypi:efficientnet-lite0"
+
+
 def _distances(base: Method) -> dict[str, Entrant]:
-    names = {"MSE": "mse", "SSIM": "ssim", "LPIPS": "lpips"}
+    """Each by the same redraws, made once; the deep features only where they are installed."""
+    kinds = {"MSE": "mse", "SSIM": "ssim", "LPIPS": "lpips"}
     plain = _by_lpips(base)
-    found = {name: lmd(replace(plain, distance=kind)) for name, kind in names.items()}
-    features = lmd(replace(plain, distance="cosine:pypi:efficientnet-lite0"))
-    return found | {"deep features": replace(features, extra=PRETRAINED)}
+    deep = replace(lmd(replace(plain, distance=DEEP)), extra=PRETRAINED)
+    if deep.installed:
+        kinds["deep features"] = DEEP
+    together = replace(plain, distance="+".join(kinds.values()))
+    found = dict(zip(kinds, lmd_by_each(together), strict=True))
+    return found if deep.installed else found | {"deep features": deep}
 
 
 def _lifts(base: Method) -> dict[str, Entrant]:
