@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import pixels, save_images, small_checkpoint, small_method
 
+from liftmap.baselines.likelihood import InputComplexity, Likelihood
 from liftmap.baselines.msma import MSMA
 from liftmap.detector import Detector
 from liftmap.errors import ModelError, SettingsError
@@ -105,6 +106,15 @@ def test_several_distances_share_the_redraws_and_score_as_each_alone(
     records = run_benchmark([task], entrants, tmp_path / "b", listener=listener)
     assert told == ["both: lpips"] * 2 + ["lpips"] * 2 + ["mse"] * 2
     assert [r["auroc"] for r in records[:2]] == [r["auroc"] for r in records[2:]]
+
+
+def test_likelihood_and_input_complexity_are_solved_for_once() -> None:
+    found = find_entrants(["likelihood", "input-complexity"])
+    assert len({e.key for e in found.values()}) == 1
+    both = found["likelihood"].make(small_checkpoint(), 0).scores(pixels(2))
+    for column, kind in enumerate((Likelihood, InputComplexity)):
+        assert found[["likelihood", "input-complexity"][column]].column == column
+        assert torch.equal(both[:, column], kind(small_checkpoint(), seed=0).scores(pixels(2)))
 
 
 def test_seeds_are_cells_of_their_own_and_the_table_gives_their_spread(

@@ -100,6 +100,14 @@ class EachDistance(Detector):
         return torch.stack([aggregate(column, self.method.aggregate) for column in columns], 1)
 
 
+class LikelihoodAndComplexity(InputComplexity):
+    """Both scores, a column each, by solving once."""
+
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b 2"]:
+        """The likelihood's score, and input complexity's."""
+        return torch.stack([Likelihood.compare(self, answers), super().compare(answers)], 1)
+
+
 def lmd_by_each(method: Method) -> list[Entrant]:
     """Lift, Map, Detect by each of a method's distances alone; the redraws are made once."""
     return [
@@ -134,8 +142,8 @@ ENTRANTS: dict[str, Entrant] = {
     "lmd": lmd(find_method("redraws")),
     "lmd-quick": lmd(find_method("quick")),
     "lmd-paper": lmd(find_method("paper")),
-    "likelihood": _on_diffusion(Likelihood),
-    "input-complexity": _on_diffusion(InputComplexity),
+    "likelihood": _on_diffusion(LikelihoodAndComplexity),
+    "input-complexity": replace(_on_diffusion(LikelihoodAndComplexity), column=1),
     "likelihood-regret": _trained(LikelihoodRegret),
     "mahalanobis": Entrant(
         "Mahalanobis", lambda checkpoint, seed: Mahalanobis(preparation_of(checkpoint))
