@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,6 +231,28 @@ def test_ray_scores_into_a_folder_of_parts(images: Path, model: Path, tmp_path: 
     assert "need local or ray" in words(
         liftmap(*asked[:4], "--engine", "x", "--output", output, code=1)
     )
+
+
+def test_ray_calibrates_and_evaluates_as_one_process_does(
+    images: Path, model: Path, tmp_path: Path
+) -> None:
+    ray = pytest.importorskip("ray")
+    by_ray, by_one = tmp_path / "ray", tmp_path / "one"
+    engine = ("--engine", "ray", "--workers", 1)
+    found = []
+    for folder, more in ((by_one, ()), (by_ray, engine)):
+        shutil.copytree(model, folder)
+        liftmap("calibrate", images, "--model", folder, "--method", "quick", *more)
+        assert not list(folder.glob("calibration*"))
+        quick = ("--model", folder, "--method", "quick", "--output", folder / "e")
+        liftmap("evaluate", images, images, *quick, "--limit", 6, *more)
+        [record] = json.loads((folder / "e" / "evaluation.json").read_text())
+        stored = json.loads((folder / "liftmap.json").read_text())["calibrations"]
+        found.append((record["auroc"], [c["scores"] for c in stored.values()]))
+    ray.shutdown()
+    assert found[0][0] == found[1][0] == 0.5
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
 
 
 def test_watch_takes_paths_from_a_pipe_and_goes_on(

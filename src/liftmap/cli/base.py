@@ -1,5 +1,7 @@
 """What all commands share: the group, their options, and how they open what those name."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -12,6 +14,7 @@ from liftmap.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from liftmap.detector import Detector
+    from liftmap.engines.local import Summary, Upto
     from liftmap.images.sources import Source
     from liftmap.method import Method
 
@@ -84,6 +87,65 @@ PrecisionOption = Annotated[
 RowsOption = Annotated[
     int | None, typer.Option(help="Redraws at once; fewer need less memory.", min=1)
 ]
+
+EngineOption = Annotated[
+    str, typer.Option(help="local, or ray: many processes or machines (extra: ray).")
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster, or auto; one is started here otherwise.")
+]
+WorkersOption = Annotated[int, typer.Option(help="Of Ray: each loads the model once.", min=1)]
+GpusOption = Annotated[float, typer.Option(help="Of each of Ray's workers.")]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What scores a source into a table: this process, or Ray's workers into a folder of parts."""
+
+    name: str = "local"
+    address: str | None = None
+    workers: int = 2
+    gpus_per_worker: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ("local", "ray"):
+            raise SettingsError(f"--engine {self.name}: need local or ray")
+
+    def table(self, folder: Path, name: str) -> Path:
+        """Where a table of that name goes."""
+        return folder / (f"{name}.parquet" if self.name == "local" else name)
+
+    def score(
+        self,
+        detector: "Detector",
+        source: "Source",
+        output: Path,
+        to: "Upto",
+        on_batch: Callable[["Summary"], None],
+        *,
+        false_alarms: float = 0.05,
+        root: Path | None = None,
+    ) -> "Summary":
+        if self.name == "local":
+            from liftmap.engines.local import score_source
+
+            return score_source(
+                detector, source, output, false_alarms=false_alarms, to=to, on_batch=on_batch
+            )
+        from liftmap.engines.ray import Cluster, score_on_ray
+
+        if output.suffix:
+            raise SettingsError(f"--output {output}: Ray's workers write a folder of parts")
+        return score_on_ray(
+            detector,
+            source,
+            output,
+            Cluster(self.address, self.workers, self.gpus_per_worker),
+            root=root,
+            false_alarms=false_alarms,
+            to=to,
+            on_part=on_batch,
+        )
 
 
 def method_of(name: str, steps: int | None, attempts: int | None, distance: str | None) -> "Method":

@@ -7,10 +7,14 @@ import typer
 from rich.markup import escape
 
 from liftmap.cli.base import (
+    AddressOption,
     AttemptsOption,
     DeviceOption,
     DistanceOption,
     DownloadOption,
+    Engine,
+    EngineOption,
+    GpusOption,
     LimitOption,
     MethodOption,
     ModelOption,
@@ -18,6 +22,7 @@ from liftmap.cli.base import (
     RootOption,
     RowsOption,
     StepsOption,
+    WorkersOption,
     complaints,
     console,
     load_detector,
@@ -38,6 +43,10 @@ def evaluate(
     model: ModelOption,
     output: Annotated[Path, typer.Option(help="Folder for evaluation.json, plots and tables.")],
     method: MethodOption = "fast",
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    workers: WorkersOption = 2,
+    gpus_per_worker: GpusOption = 0.0,
     steps: StepsOption = None,
     attempts: AttemptsOption = None,
     distance: DistanceOption = None,
@@ -49,26 +58,25 @@ def evaluate(
     rows: RowsOption = None,
 ) -> None:
     """AUROC, AUPR and FPR@95TPR with bootstrap intervals, ROC curves and histograms."""
-    from liftmap.engines.local import score_source
     from liftmap.engines.tables import read_scores
     from liftmap.evaluation.report import Compared, write_evaluation
     from liftmap.terminal import ScoreProgress, evaluation_table
 
     chosen = method_of(method, steps, attempts, distance)
     detector = load_detector(model, chosen, device, precision, rows)
-    compared = []
+    compared, scoring = [], Engine(engine, address, workers, gpus_per_worker)
     for number, spec in enumerate([in_domain, *out]):
         opened = open_images(spec, root, download, limit)
-        table = output / f"scores-{number}-{_slug(spec)}.parquet"
+        table = scoring.table(output, f"scores-{number}-{_slug(spec)}")
         with ScoreProgress(console, opened.count(), spec) as on_batch:
-            summary = score_source(detector, opened, table, to="scores", on_batch=on_batch)
+            summary = scoring.score(detector, opened, table, "scores", on_batch, root=root)
         spent = chosen.evaluations_of(summary.attempts_an_image)
         scores, skipped = read_scores(table), summary.skipped
         compared.append(Compared(spec, scores, spent, summary.computed, summary.seconds, skipped))
     name = method if chosen == method_of(method, None, None, None) else f"{method}, changed"
     records = write_evaluation(compared, output, name)
     console.print(evaluation_table(records))
-    console.print(f"written: {output}/evaluation.json, roc.png, histogram.png, scores-*.parquet")
+    console.print(f"written: {output}/evaluation.json, roc.png, histogram.png, scores-*")
 
 
 def benchmark(

@@ -9,10 +9,14 @@ import typer
 from rich.markup import escape
 
 from liftmap.cli.base import (
+    AddressOption,
     AttemptsOption,
     DeviceOption,
     DistanceOption,
     DownloadOption,
+    Engine,
+    EngineOption,
+    GpusOption,
     LimitOption,
     MethodOption,
     ModelOption,
@@ -22,6 +26,7 @@ from liftmap.cli.base import (
     RowsOption,
     SourceArgument,
     StepsOption,
+    WorkersOption,
     complaints,
     console,
     load_detector,
@@ -103,6 +108,10 @@ def calibrate(
     source: SourceArgument,
     model: Annotated[str, typer.Option(help="Model folder; its liftmap.json is updated.")],
     method: MethodOption = "fast",
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    workers: WorkersOption = 2,
+    gpus_per_worker: GpusOption = 0.0,
     steps: StepsOption = None,
     attempts: AttemptsOption = None,
     distance: DistanceOption = None,
@@ -114,10 +123,11 @@ def calibrate(
     rows: RowsOption = None,
 ) -> None:
     """Redo the calibration on normal images that were not trained on; resumes like score."""
+    import shutil
+
     import torch
 
     from liftmap.detector import MAPPED, Measured
-    from liftmap.engines.local import score_source
     from liftmap.engines.tables import read_distances, read_norms
     from liftmap.images.sources import readable
     from liftmap.terminal import ScoreProgress
@@ -130,15 +140,20 @@ def calibrate(
         model, method_of(method, steps, attempts, distance), device, precision, rows
     )
     opened = open_images(source, root, download, limit)
-    table = Path(model) / "calibration.parquet"  # there only until it is taken into liftmap.json
+    scoring = Engine(engine, address, workers, gpus_per_worker)
+    # there only until it is taken into liftmap.json
+    table = scoring.table(Path(model), "calibration")
     with ScoreProgress(console, opened.count()) as on_batch:
-        score_source(detector, opened, table, to="distances", on_batch=on_batch)
+        scoring.score(detector, opened, table, "distances", on_batch, root=root)
     distances, norms = read_distances(table)[1], read_norms(table)
     detector.calibrate_on(Measured(torch.from_numpy(distances), torch.from_numpy(norms)))
     first = [detector.preparation(image) for _, image in islice(readable(opened), MAPPED)]
     detector.fix_colours(torch.stack(first))
     detector.save(model, weights=False)
-    table.unlink()
+    if table.is_dir():
+        shutil.rmtree(table)
+    else:
+        table.unlink()
     print_about(detector)
 
 
@@ -160,14 +175,10 @@ def score(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON, for scripts.")
     ] = False,
-    engine: Annotated[
-        str, typer.Option(help="local, or ray: many processes or machines (extra: ray).")
-    ] = "local",
-    address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster, or auto; one is started here otherwise.")
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Of Ray: each loads the model once.", min=1)] = 2,
-    gpus_per_worker: Annotated[float, typer.Option(help="Of Ray's workers.")] = 0.0,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    workers: WorkersOption = 2,
+    gpus_per_worker: GpusOption = 0.0,
     steps: StepsOption = None,
     attempts: AttemptsOption = None,
     distance: DistanceOption = None,
@@ -182,42 +193,23 @@ def score(
 
     Exit codes: 0 done, 1 an error, 3 more flagged than --fail-if-flagged allows, 130 interrupted.
     """
-    from liftmap.engines.local import score_source
     from liftmap.terminal import ScoreProgress
 
     if fail_if_flagged is not None and (uncalibrated or not 0 <= fail_if_flagged <= 1):
         raise SettingsError(f"--fail-if-flagged {fail_if_flagged}: need 0 to 1, and decisions")
-    if engine not in ("local", "ray"):
-        raise SettingsError(f"--engine {engine}: need local or ray")
+    scoring = Engine(engine, address, workers, gpus_per_worker)
     tables = (".parquet",) if engine == "local" else ("",)
     if report and (uncalibrated or output.suffix.lower() not in tables):
         raise SettingsError("--report: need a .parquet --output, with decisions")
-    if engine == "ray" and output.suffix:
-        raise SettingsError(f"--output {output}: Ray's workers write a folder of parts")
     detector = load_detector(
         model, method_of(method, steps, attempts, distance), device, precision, rows
     )
     opened = open_images(source, root, download, limit)
     to: Upto = "scores" if uncalibrated else "decisions"
     with ScoreProgress(complaints if as_json else console, opened.count()) as on_batch:
-        if engine == "ray":
-            from liftmap.engines.ray import Cluster, score_on_ray
-
-            cluster = Cluster(address, workers, gpus_per_worker)
-            summary = score_on_ray(
-                detector,
-                opened,
-                output,
-                cluster,
-                root=root,
-                false_alarms=false_alarms,
-                to=to,
-                on_part=on_batch,
-            )
-        else:
-            summary = score_source(
-                detector, opened, output, false_alarms=false_alarms, to=to, on_batch=on_batch
-            )
+        summary = scoring.score(
+            detector, opened, output, to, on_batch, false_alarms=false_alarms, root=root
+        )
     if as_json:
         typer.echo(json.dumps(summary.as_json() | {"output": str(output)}))
     else:

@@ -93,13 +93,14 @@ def write_table(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int
 def read_scores(path: Path) -> np.ndarray:
     """The scores of a Parquet table as float64 (n,), skipped images left out.
 
+    Args:
+        path: a file, or a folder of parts, which are read in their order; so take all readers here.
+
     Raises:
         SourceError: it can't be read, or is no table of scores; so do all readers here.
     """
-    import pyarrow.parquet as pq
-
+    column = _columns(path, ["score"])["score"].drop_null()
     with reading(path, TABLE):
-        column = pq.read_table(path, columns=["score"])["score"].drop_null()
         return np.asarray(column.to_numpy(), dtype=np.float64)
 
 
@@ -108,10 +109,8 @@ def read_distances(path: Path) -> tuple[list[str], np.ndarray]:
 
     Each image must have taken all attempts, as in a table of distances alone.
     """
-    import pyarrow.parquet as pq
-
+    column = _columns(path, ["distances"])["distances"].drop_null()
     with reading(path, TABLE):
-        column = pq.read_table(path, columns=["distances"])["distances"].drop_null()
         column = column.combine_chunks()
         kinds = [field.name for field in column.type]
         parts = [np.array(column.field(kind).to_pylist(), dtype=np.float32) for kind in kinds]
@@ -120,30 +119,18 @@ def read_distances(path: Path) -> tuple[list[str], np.ndarray]:
 
 def read_norms(path: Path) -> np.ndarray:
     """The norms of a Parquet table (n, levels), skipped left out; no levels if it has none."""
-    import pyarrow.parquet as pq
-
+    table = _columns(path, ["distances", "norms"])
     with reading(path, TABLE):
-        table = pq.read_table(path, columns=["distances", "norms"])
         column = table.filter(table["distances"].is_valid())["norms"]
         return np.array([norms or [] for norms in column.to_pylist()], dtype=np.float32)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a Parquet table without their distances, a few thousand at a time.
-
-    Args:
-        path: a file, or a folder of parts as `watch` writes it, which are read in their order.
-
-    Raises:
-        SourceError: it can't be read, or is no table of scores.
-    """
+    """The rows of a Parquet table without their distances, a few thousand at a time."""
     import pyarrow.parquet as pq
 
     if path.is_dir():
-        parts = sorted(path.glob("part-*.parquet"))
-        if not parts:
-            raise SourceError(f"{path}: no part-*.parquet in it")
-        for part in parts:
+        for part in _parts(path):
             yield from read_rows(part)
         return
     columns = ["id", "score", "p_value", "is_ood", "attempts", "reason"]
@@ -157,9 +144,26 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def odd_rows(path: Path, most: int) -> Iterator[Row]:
     """The `most` rows of a Parquet table with the highest scores, highest first."""
+    table = _columns(path, ["id", "score", "p_value", "is_ood"])
+    with reading(path, TABLE):
+        order = table.filter(table["score"].is_valid()).sort_by([("score", "descending")])
+        yield from order.slice(0, most).to_pylist()
+
+
+def _columns(path: Path, names: list[str]) -> Any:
+    """Some columns of a table, whole; a pyarrow table."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with reading(path, TABLE):
-        table = pq.read_table(path, columns=["id", "score", "p_value", "is_ood"])
-        order = table.filter(table["score"].is_valid()).sort_by([("score", "descending")])
-        yield from order.slice(0, most).to_pylist()
+        return pa.concat_tables([pq.read_table(part, columns=names) for part in _parts(path)])
+
+
+def _parts(path: Path) -> list[Path]:
+    """The file, or a folder's parts in their order."""
+    if not path.is_dir():
+        return [path]
+    parts = sorted(path.glob("part-*.parquet"))
+    if not parts:
+        raise SourceError(f"{path}: no part-*.parquet in it")
+    return parts
