@@ -103,9 +103,10 @@ class EachDistance(Detector):
 class LikelihoodAndComplexity(InputComplexity):
     """Both scores, a column each, by solving once."""
 
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b 2"]:
+    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b 2"]:
         """The likelihood's score, and input complexity's."""
-        return torch.stack([Likelihood.compare(self, answers), super().compare(answers)], 1)
+        answers = self.answers(pixels)
+        return torch.stack([Likelihood.compare(self, answers), self.compare(answers)], 1).float()
 
 
 def lmd_by_each(method: Method) -> list[Entrant]:
