@@ -19,6 +19,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -90,7 +91,9 @@ def _scores() -> bytes:
         return path.read_bytes()
 
 
+@cache
 def _model() -> dict[str, bytes]:
+    """The files of a valid model folder."""
     from tiny import calibrated_model
 
     with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +137,7 @@ def read_model(path: Path) -> None:
     from liftmap.detector import Detector
     from liftmap.errors import LiftmapError
 
-    for name, data in _whole_model().items():
+    for name, data in _model().items():
         if name != path.name:
             (path.parent / name).write_bytes(data)
     try:
@@ -143,15 +146,6 @@ def read_model(path: Path) -> None:
             getattr(detector, part)
     except LiftmapError:
         return
-
-
-_MODEL: dict[str, bytes] = {}
-
-
-def _whole_model() -> dict[str, bytes]:
-    if not _MODEL:
-        _MODEL.update(_model())
-    return _MODEL
 
 
 Seed = Callable[[], bytes]
@@ -172,11 +166,11 @@ KINDS: dict[str, tuple[str, Seed, Callable[[Path], None]]] = {
     "idx.gz": ("x-ubyte.gz", lambda: gzip.compress(_idx()), read_source),
     "parquet": ("x.parquet", _parquet, read_source),
     "scores": ("x.parquet", _scores, read_scores_table),
-    "liftmap.json": ("liftmap.json", lambda: _whole_model()["liftmap.json"], read_model),
-    "config.json": ("config.json", lambda: _whole_model()["config.json"], read_model),
+    "liftmap.json": ("liftmap.json", lambda: _model()["liftmap.json"], read_model),
+    "config.json": ("config.json", lambda: _model()["config.json"], read_model),
     "weights": (
         "diffusion_pytorch_model.safetensors",
-        lambda: _whole_model()["diffusion_pytorch_model.safetensors"],
+        lambda: _model()["diffusion_pytorch_model.safetensors"],
         read_model,
     ),
 }

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     from liftmap.images.sources import Source
 
 
+SeedsOption = Annotated[
+    list[int] | None,
+    typer.Option("--seed", help="Of noise, and of what baselines train; may be repeated."),
+]
+
+
 def evaluate(
     in_domain: Annotated[str, typer.Argument(help="In-domain SOURCE, not trained on.")],
     out: Annotated[list[str], typer.Argument(help="Out-of-distribution SOURCEs.")],
@@ -97,9 +103,7 @@ def benchmark(
             "projection-regret; may be repeated.",
         ),
     ] = None,
-    seeds: Annotated[
-        list[int] | None, typer.Option("--seed", help="Noise seeds; may be repeated.")
-    ] = None,
+    seeds: SeedsOption = None,
     limit: LimitOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
@@ -152,6 +156,7 @@ def reproduce(
         list[str] | None,
         typer.Option("--fewer", help="COLUMN=IMAGES for a slow method; may be repeated."),
     ] = None,
+    seeds: SeedsOption = None,
     method: MethodOption = "redraws",
     root: RootOption = None,
     download: DownloadOption = False,
@@ -211,7 +216,9 @@ def reproduce(
     with BenchmarkProgress(complaints) as listener:
         for name, entrant in entrants.items():
             planned = planned_for(counts[name])
-            row = run_benchmark(planned.tasks, {name: entrant}, output, listener=listener)
+            row = run_benchmark(
+                planned.tasks, {name: entrant}, output, seeds=seeds, listener=listener
+            )
             records += by_data_set(row, planned.pairs)
     rows = list(beside_the_paper(ARTEFACTS[what], records))
     write_rows(rows, output / f"{what}.md")

@@ -277,6 +277,8 @@ def by_data_set(
 def beside_the_paper(artefact: Artefact, records: list[dict[str, Any]]) -> Iterator[list[str]]:
     """A heading, a row a pair, then averages and costs; in brackets the difference to the paper.
 
+    With several seeds a value is their mean.
+
     Args:
         records: with the names of data sets (`by_data_set`), whose methods are the columns' names.
     """
@@ -286,8 +288,8 @@ def beside_the_paper(artefact: Artefact, records: list[dict[str, Any]]) -> Itera
     for pair in pairs:
         cells = []
         for name, mine in columns.items():
-            [value] = [r["auroc"] for r in mine if (r["in"], r["out"]) == pair]
-            cells.append(_beside(value, published(artefact, name, pair)))
+            values = [r["auroc"] for r in mine if (r["in"], r["out"]) == pair]
+            cells.append(_beside(sum(values) / len(values), published(artefact, name, pair)))
         yield [f"{pair[0]} > {pair[1]}", *cells]
     averages = []
     for name, mine in columns.items():
@@ -303,13 +305,14 @@ def beside_the_paper(artefact: Artefact, records: list[dict[str, Any]]) -> Itera
 
 
 def every_figure(artefact: Artefact, records: list[dict[str, Any]]) -> Iterator[list[str]]:
-    """A heading, then a row a pair and column: AUROC and FPR95 with their 95% intervals."""
-    yield ["pair", "method", "AUROC (95%)", "paper", "FPR95 (95%)", "images", "skipped"]
+    """A heading, then a row a pair, column and seed: AUROC and FPR95 with their 95% intervals."""
+    yield ["pair", "method", "seed", "AUROC (95%)", "paper", "FPR95 (95%)", "images", "skipped"]
     for r in sorted(records, key=lambda r: artefact.pairs.index((r["in"], r["out"]))):
         paper = published(artefact, r["method"], (r["in"], r["out"]))
         yield [
             f"{r['in']} > {r['out']}",
             r["method"],
+            str(r["seed"]),
             f"{r['auroc']:.4f} ({r['auroc_low']:.4f} to {r['auroc_high']:.4f})",
             "" if paper is None else f"{paper:.3f}",
             f"{r['fpr95']:.4f} ({r['fpr95_low']:.4f} to {r['fpr95_high']:.4f})",
