@@ -78,7 +78,8 @@ def test_pairs_without_model_or_data_are_left_out_with_the_reason(
 def record(method: str, auroc: float, **changes: object) -> dict[str, object]:
     return {
         "in": "m", "out": "k", "method": method, "seed": 0, "auroc": auroc,
-        "auroc_low": auroc - 0.01, "auroc_high": auroc + 0.01, "fpr95": 0.2, "fpr95_low": 0.1, "fpr95_high": 0.3,
+        "auroc_low": auroc - 0.01, "auroc_high": auroc + 0.01,
+        "fpr95": 0.2, "fpr95_low": 0.1, "fpr95_high": 0.3,
         "n_in": 5, "n_out": 6, "skipped": 1, "network_evaluations": 28, "images_per_second": 4.0,
     } | changes  # fmt: skip
 
