@@ -314,7 +314,7 @@ def test_reproduce_sets_a_table_beside_the_papers(
     liftmap("reproduce", "table1", "--method", "quick", *options, "--fewer", "LMD=4")
     assert "| images of a set, at most | 4 |" in (tmp_path / "r" / "table1.md").read_text()
     details = (tmp_path / "r" / "table1-intervals.md").read_text()
-    assert "| MNIST > KMNIST | LMD | 0.5000 (" in details
+    assert "| MNIST > KMNIST | LMD | 0 | 0.5000 (" in details
     wrong = liftmap("reproduce", "table1", *options, "--fewer", "LMD", code=1)
     assert "need COLUMN=IMAGES, of LMD" in words(wrong)
     assert "need some of Likelihood" in words(

@@ -143,7 +143,7 @@ def draw_attempts(task: Task, method: Method, folder: Path, tools: Tools) -> lis
         for kind, curve in zip(KINDS, curves, strict=True):
             axis.plot(range(1, ATTEMPTS + 1), curve, marker="o", label=kind)
         axis.set(xlabel="attempts an image", ylabel="AUROC")
-        axis.set_title(f"{_short(task.inside)} > {_short(other)}", fontsize=9)
+        axis.set_title(f"{_short(task.inside)}\nagainst {_short(other)}", fontsize=8)
         axis.grid(alpha=0.3)
         axis.legend()
         path = folder / f"figure9-{_short(task.inside)}-{_short(other)}.png"
