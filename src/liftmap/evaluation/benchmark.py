@@ -26,7 +26,7 @@ import liftmap
 from liftmap.aggregate import aggregate
 from liftmap.baselines.anogan import AnoGAN
 from liftmap.baselines.autoencoder import AEMH, AEMSE
-from liftmap.baselines.base import Baseline
+from liftmap.baselines.base import LEARNT, Baseline
 from liftmap.baselines.ddpm_ood import DDPMOOD
 from liftmap.baselines.diffpath import DiffPath
 from liftmap.baselines.inpainters import FourierInpainting, LaMaInpainting, MAEInpainting
@@ -327,12 +327,9 @@ class Row:
             return
         except CalibrationError:
             pass
-        kept = (
-            self.folder
-            / "learnt"
-            / self._key(self.entrant.learns or self.entrant.key, self.task.train)
-        )
-        if isinstance(scorer, Baseline) and kept.is_dir():
+        name = self._key(self.entrant.learns or self.entrant.key, self.task.train)
+        kept = self.folder / "learnt" / name
+        if isinstance(scorer, Baseline) and (kept / LEARNT).exists():
             scorer.read_learnt(kept)
             return
         train, held_out = training_split(self._prepared(p), load_checkpoint(self.task.model))

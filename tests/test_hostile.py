@@ -8,7 +8,6 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from fuzzing import FOUND, KINDS, read
 from hypothesis import HealthCheck, given, settings
@@ -159,8 +158,3 @@ def test_settings_nested_beyond_the_readers_depth_are_refused(tmp_path: Path) ->
     (calibrated_model(tmp_path) / "liftmap.json").write_text("[" * 200_000)
     with pytest.raises(ModelError, match="can't be read as JSON"):
         load_checkpoint(tmp_path)
-
-
-def test_rows_of_a_valid_array_still_come(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.zeros((2, 4, 4), np.uint8))
-    assert len(list(open_source(tmp_path / "a.npy"))) == 2
