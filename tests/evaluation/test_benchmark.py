@@ -7,21 +7,18 @@ import pytest
 import torch
 from tiny import pixels, save_images, small_checkpoint, small_method
 
-from liftmap.baselines.likelihood import InputComplexity, Likelihood
 from liftmap.baselines.msma import MSMA
 from liftmap.detector import Detector
-from liftmap.errors import ModelError, SettingsError
+from liftmap.errors import ModelError
 from liftmap.evaluation.benchmark import (
     Listener,
     Task,
-    find_entrants,
-    lmd,
-    lmd_by_each,
     run_benchmark,
     table_rows,
     training_split,
     write_benchmark,
 )
+from liftmap.evaluation.entrants import find_entrants, lmd, lmd_by_each
 from liftmap.images.sources import open_source, take
 from liftmap.images.store import PreparedImages
 from liftmap.mixture import Candidate
@@ -113,15 +110,6 @@ def test_several_distances_share_the_redraws_and_score_as_each_alone(
     assert [r["auroc"] for r in records[:2]] == [r["auroc"] for r in records[2:]]
 
 
-def test_likelihood_and_input_complexity_are_solved_for_once() -> None:
-    found = find_entrants(["likelihood", "input-complexity"])
-    assert len({e.key for e in found.values()}) == 1
-    both = found["likelihood"].make(small_checkpoint(), 0).scores(pixels(2))
-    for column, kind in enumerate((Likelihood, InputComplexity)):
-        assert found[["likelihood", "input-complexity"][column]].column == column
-        assert torch.equal(both[:, column], kind(small_checkpoint(), seed=0).scores(pixels(2)))
-
-
 def test_seeds_are_cells_of_their_own_and_the_table_gives_their_spread(
     task: Task, tmp_path: Path
 ) -> None:
@@ -150,8 +138,6 @@ def test_the_tables_are_written_as_parquet_markdown_and_latex(tmp_path: Path) ->
 
 
 def test_bad_requests_are_named(task: Task, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"'svm': need some of combined, lmd, lmd-quick"):
-        find_entrants(["svm"])
     run_benchmark([task], find_entrants(["msma"]), tmp_path / "b")
     for cell in (tmp_path / "b" / "cells").iterdir():
         cell.write_bytes(cell.read_bytes()[:40])

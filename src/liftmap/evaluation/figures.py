@@ -20,7 +20,8 @@ from liftmap.aggregate import aggregate
 from liftmap.baselines.inpainters import ByInpainting
 from liftmap.detector import Detector
 from liftmap.errors import SourceError
-from liftmap.evaluation.benchmark import ENTRANTS, Listener, Row, Task
+from liftmap.evaluation.benchmark import Listener, Row, Task
+from liftmap.evaluation.entrants import ENTRANTS
 from liftmap.evaluation.metrics import auroc
 from liftmap.evaluation.paper import (
     C10,

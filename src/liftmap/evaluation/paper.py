@@ -12,7 +12,8 @@ from typing import Any
 
 from liftmap.diffusion.checkpoints import load_checkpoint
 from liftmap.errors import LiftmapError, SettingsError
-from liftmap.evaluation.benchmark import ENTRANTS, PRETRAINED, Entrant, Task, lmd, lmd_by_each
+from liftmap.evaluation.benchmark import Task
+from liftmap.evaluation.entrants import ENTRANTS, PRETRAINED, Entrant, lmd, lmd_by_each
 from liftmap.images.sources import Source
 from liftmap.masks import MaskSettings
 from liftmap.method import Method, find_method
