@@ -28,7 +28,8 @@ def command(asked: argparse.Namespace, folder: Path, processes: int, resume: boo
         launch = []
     train = [
         "-m", "liftmap", "train", asked.source, "--output", str(folder), "--channels", "1",
-        "--steps", str(asked.steps), "--limit", str(asked.images), "--method", "quick",
+        "--steps", str(asked.steps), "--batch", str(asked.batch), "--limit", str(asked.images),
+        "--method", "quick",
         "--save-every", "0.1", *(["--resume"] if resume else []),
     ]  # fmt: skip
     return [sys.executable, *launch, *train]
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="of grey images")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=32, help="of all processes together")
     parser.add_argument("--images", type=int, default=10_000)
     asked = parser.parse_args()
     shutil.rmtree(asked.work, ignore_errors=True)

@@ -263,7 +263,8 @@ class FeatureCosine(nn.Module):
         if weights is not None:
             _load_backbone(found.network, Path(weights))
         made = cls(found.feature_maps, found.mean, found.std)
-        made.network = found.network.eval().requires_grad_(False)
+        network = found.network.eval().requires_grad_(False)
+        made.network = network.to(memory_format=torch.channels_last)
         return made
 
     def _maps(self, images: Tensor) -> Tensor:
