@@ -96,7 +96,8 @@ def listed_a_second(count: int, folder: Path) -> float:
 
 def parts_a_second(source: str, model: str, parts: int, workers: int, output: Path) -> float:
     """Parts of one image a second, with all that a part takes: handed out, written, told."""
-    method = replace(find_method("redraws"), steps=1, attempts=1)
+    redraws = find_method("redraws")
+    method = replace(redraws, sampler=replace(redraws.sampler, steps=1), attempts=1)
     detector = Detector.from_pretrained(model, method=method)
     times: list[float] = []
     score_on_ray(

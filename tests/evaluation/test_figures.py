@@ -69,6 +69,16 @@ def test_figure_4_shows_images_of_both_sides(task: Task, tmp_path: Path) -> None
     assert colours(path) > 20
 
 
+def test_pictures_are_named_after_data_sets_where_these_are_known(
+    task: Task, tmp_path: Path
+) -> None:
+    names = {task.inside.name: "CIFAR10", task.outside[0].name: "SVHN"}
+    [path] = FIGURES["figure4"].draw(
+        task, small_method(steps=1), tmp_path / "f", TOOLS._replace(names=names)
+    )
+    assert path.name == "figure4-CIFAR10-SVHN.png"
+
+
 def test_figure_6_shows_three_masks_and_figure_11_an_autoencoder(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

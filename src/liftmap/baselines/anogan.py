@@ -14,7 +14,7 @@ from liftmap.diffusion.noise import ImageNoise, attempt_seed
 from liftmap.images.prepare import Preparation, fingerprint, to_model_range
 from liftmap.images.store import PreparedImages
 
-WIDTHS, CODE = (64, 128, 256), 100
+WIDTHS, CODE = (32, 64, 128), 100
 BATCH, RATE, BETAS = 128, 2e-4, (0.5, 0.999)  # DCGAN's
 SEARCH_STEPS, SEARCH_RATE = 500, 0.02
 BY_FEATURES = 0.1  # the discriminator's share in the loss
@@ -74,6 +74,9 @@ class AnoGAN(Trained):
     image is nearest: 500 steps of Adam on (1 - 0.1) times the sum of absolute differences plus 0.1
     times that of the discriminator's last features (their eq. 4). The score is what is left.
 
+    Departure: networks a quarter as wide as theirs, for images of 32x32, so that training takes
+    minutes without a GPU.
+
     learnt: the parameters of generator and discriminator.
     """
 
@@ -82,7 +85,7 @@ class AnoGAN(Trained):
         preparation: Preparation,
         *,
         device: str | torch.device | None = None,
-        steps: int = 5000,
+        steps: int = 3000,
         search_steps: int = SEARCH_STEPS,
         seed: int = 0,
     ) -> None:

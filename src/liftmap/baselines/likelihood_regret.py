@@ -110,7 +110,7 @@ class LikelihoodRegret(Trained):
         preparation: Preparation,
         *,
         device: str | torch.device | None = None,
-        steps: int = 5000,
+        steps: int = 3000,
         refit_steps: int = REFIT_STEPS,
         seed: int = 0,
     ) -> None:

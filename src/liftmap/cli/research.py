@@ -205,7 +205,7 @@ def reproduce(
                     score_source(detector, source, table, to="distances", on_batch=on_batch)
             return read_distances(table)[1]
 
-        tools = Tools(measure, lambda source: read_labels(source.name, root=root))
+        tools = Tools(measure, lambda source: read_labels(source.name, root=root), planned.names)
         for task in planned.tasks:
             made = FIGURES[what].draw(task, find_method(method), output, tools)
             console.print(f"written: {', '.join(map(str, made))}", soft_wrap=True)

@@ -3,11 +3,12 @@
 Liu, Zhou & Weinberger 2024, Figures 4 to 11. `liftmap reproduce figure9` and its like.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -50,10 +51,16 @@ class Tools(NamedTuple):
 
     measure: the distances of a source's images, from the table if it is there, or into it.
     labels: the classes of a source's images.
+    names: of data sets, by the names of the sources that their test images come from.
     """
 
     measure: Callable[[Detector, Source, Path], Float[np.ndarray, "n attempts kinds"]]
     labels: Callable[[Source], Int[np.ndarray, "n"]]
+    names: Mapping[str, str] = MappingProxyType({})
+
+    def title(self, source: Source) -> str:
+        """What the source is called in a picture and in its file name."""
+        return self.names.get(source.name) or _short(source)
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ def draw_examples(
 ) -> list[Path]:
     """Figure 4: originals, masked images and redraws of in-domain and other images."""
     detector = Detector.from_pretrained(task.model, method=_uncalibrated(method))
-    return _examples(detector.explain, task, folder, name)
+    return _examples(detector.explain, task, folder, tools, name)
 
 
 def _draw_masked(task: Task, method: Method, folder: Path, tools: Tools, name: str) -> list[Path]:
@@ -109,12 +116,16 @@ def draw_autoencoder(task: Task, method: Method, folder: Path, tools: Tools) -> 
     scorer = row.scorer
     assert isinstance(scorer, ByInpainting)
     return _examples(
-        lambda image: scorer.explain(scorer.preparation(image)), task, folder, "figure11"
+        lambda image: scorer.explain(scorer.preparation(image)), task, folder, tools, "figure11"
     )
 
 
 def _examples(
-    explain: Callable[[Image.Image], Explanation], task: Task, folder: Path, name: str
+    explain: Callable[[Image.Image], Explanation],
+    task: Task,
+    folder: Path,
+    tools: Tools,
+    name: str,
 ) -> list[Path]:
     """A picture for each other source: the first images of both sides, explained."""
     made = []
@@ -123,8 +134,8 @@ def _examples(
         for source in (task.inside, other):
             for _, image in islice(readable(source), SHOWN):
                 explanations.append(explain(image))
-                titles.append(f"{_short(source)}\n{explanations[-1].score:.3f}")
-        path = folder / f"{name}-{_short(task.inside)}-{_short(other)}.png"
+                titles.append(f"{tools.title(source)}\n{explanations[-1].score:.3f}")
+        path = folder / f"{name}-{tools.title(task.inside)}-{tools.title(other)}.png"
         draw_explanations(explanations, path, titles=titles)
         made.append(path)
     return made
@@ -144,10 +155,10 @@ def draw_attempts(task: Task, method: Method, folder: Path, tools: Tools) -> lis
         for kind, curve in zip(KINDS, curves, strict=True):
             axis.plot(range(1, ATTEMPTS + 1), curve, marker="o", label=kind)
         axis.set(xlabel="attempts an image", ylabel="AUROC")
-        axis.set_title(f"{_short(task.inside)}\nagainst {_short(other)}", fontsize=8)
+        axis.set_title(f"{tools.title(task.inside)}\nagainst {tools.title(other)}", fontsize=8)
         axis.grid(alpha=0.3)
         axis.legend()
-        path = folder / f"figure9-{_short(task.inside)}-{_short(other)}.png"
+        path = folder / f"figure9-{tools.title(task.inside)}-{tools.title(other)}.png"
         with atomic_path(path) as temporary:
             canvas.savefig(temporary, dpi=110, format="png")
         made.append(path)
@@ -171,8 +182,9 @@ def draw_classes(task: Task, method: Method, folder: Path, tools: Tools) -> list
         sides.append((scores.double().numpy(), labels))
     made = []
     for other, side in zip(task.outside, sides[1:], strict=True):
-        path = folder / f"figure5-{_short(task.inside)}-{_short(other)}.png"
-        _draw_heat_map(class_by_class(*sides[0], *side), _short(task.inside), _short(other), path)
+        names = tools.title(task.inside), tools.title(other)
+        path = folder / f"figure5-{'-'.join(names)}.png"
+        _draw_heat_map(class_by_class(*sides[0], *side), *names, path)
         made.append(path)
     return made
 

@@ -7,6 +7,7 @@ table on the models and data at hand and sets each value beside the published on
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,12 @@ class Plan:
     tasks: list[Task]
     pairs: dict[Pair, tuple[str, str]]
     missing: dict[Pair, str]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Of data sets, by their test sources' names."""
+        both = (zip(self.pairs[pair], pair, strict=True) for pair in self.pairs)
+        return dict(chain.from_iterable(both))
 
 
 def plan(wanted: tuple[Pair, ...], models: Path, find_source: Callable[[str, str], Source]) -> Plan:
