@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
+from liftmap.baselines.base import noise_of
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
-from liftmap.diffusion.noise import ImageNoise, attempt_seed
 from liftmap.distances import load_distances
 from liftmap.evaluation.metrics import auroc
-from liftmap.images.prepare import fingerprint, to_model_range
+from liftmap.images.prepare import to_model_range
 from liftmap.images.sources import open_source
 from liftmap.inpaint import inpaint
 from liftmap.masks import hidden_masks
@@ -55,8 +55,7 @@ def of_redraws(checkpoint: Checkpoint, pixels: Tensor, steps: int) -> Tensor:
     sampler = replace(METHOD.sampler, steps=steps, start=start)
     found = []
     for attempt in range(ATTEMPTS):
-        seeds = [attempt_seed(fingerprint(image), 0, attempt) for image in pixels]
-        noise = ImageNoise(seeds, shape, x.device)
+        noise = noise_of(pixels, 0, attempt, shape, x.device)
         drawn = inpaint(denoiser, x, hidden[attempt : attempt + 1], noise, sampler)
         found.append(differences(x, drawn.clamp(-1, 1)))
     return torch.stack(found).mean(0)

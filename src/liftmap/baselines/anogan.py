@@ -8,10 +8,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
-from liftmap.baselines.base import OnBatch
+from liftmap.baselines.base import OnBatch, noise_of
 from liftmap.baselines.trained import HALVES, Trained, check_sides
-from liftmap.diffusion.noise import ImageNoise, attempt_seed
-from liftmap.images.prepare import Preparation, fingerprint, to_model_range
+from liftmap.images.prepare import Preparation, to_model_range
 from liftmap.images.store import PreparedImages
 
 WIDTHS, CODE = (32, 64, 128), 100
@@ -124,8 +123,8 @@ class AnoGAN(Trained):
         make, features = self.network.generator, self.network.discriminator.features
         with torch.no_grad():
             wanted = features(x)
-        seeds = [attempt_seed(fingerprint(image), self.seed, 0) for image in pixels]
-        code = ImageNoise(seeds, (1, 1, CODE), self.device).draw().flatten(1).requires_grad_()
+        noise = noise_of(pixels, self.seed, 0, (1, 1, CODE), self.device)
+        code = noise.draw().flatten(1).requires_grad_()
         # Adam works element by element: each image's code moves as if it were alone
         optimizer = torch.optim.Adam([code], lr=SEARCH_RATE)
         best = torch.full((len(x),), float("inf"), device=self.device)

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from liftmap.diffusion.noise import ImageNoise, attempt_seed
 from liftmap.errors import CalibrationError, ModelError, SettingsError
 from liftmap.files import atomic_path
-from liftmap.images.prepare import Preparation
+from liftmap.images.prepare import Preparation, fingerprint
 from liftmap.images.store import PreparedImages
 
 LEARNT = "baseline.safetensors"
@@ -137,6 +138,18 @@ class Baseline(ABC):
             if on_batch:
                 on_batch(first + len(rows), total)
         return torch.cat(found)
+
+
+def noise_of(
+    pixels: UInt8[Tensor, "b c h w"],
+    seed: int,
+    attempt: int,
+    shape: tuple[int, int, int],
+    device: torch.device,
+) -> ImageNoise:
+    """Noise of a shape, whose row i depends on the image, the seed and the attempt alone."""
+    seeds = [attempt_seed(fingerprint(image), seed, attempt) for image in pixels]
+    return ImageNoise(seeds, shape, device)
 
 
 def read_about(folder: Path) -> dict[str, Any]:

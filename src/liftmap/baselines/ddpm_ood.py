@@ -6,13 +6,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from liftmap.baselines.base import OnBatch
+from liftmap.baselines.base import OnBatch, noise_of
 from liftmap.baselines.on_diffusion import OnDiffusion
 from liftmap.diffusion.checkpoints import Checkpoint
-from liftmap.diffusion.noise import ImageNoise, attempt_seed
 from liftmap.diffusion.samplers import SamplerSettings
 from liftmap.distances import load_distances
-from liftmap.images.prepare import fingerprint, to_model_range
+from liftmap.images.prepare import to_model_range
 from liftmap.images.store import PreparedImages
 from liftmap.inpaint import noise_and_denoise
 
@@ -53,11 +52,9 @@ class DDPMOOD(OnDiffusion):
         channels, height, width = x.shape[1:]
         images = torch.arange(len(x), device=x.device)
         references = {name: d.reference(x) for name, d in self._distances.items()}
-        seeds = [fingerprint(image) for image in pixels]
         found = []
         for level, steps in enumerate(STARTS):
-            level_seeds = [attempt_seed(seed, self.seed, level) for seed in seeds]
-            noise = ImageNoise(level_seeds, (channels, height, width), x.device)
+            noise = noise_of(pixels, self.seed, level, (channels, height, width), x.device)
             start = steps / SAMPLER.steps
             redraw = noise_and_denoise(self.denoiser, x, noise, SAMPLER, start).clamp(-1, 1)
             for name, distance in self._distances.items():

@@ -13,13 +13,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from liftmap.baselines.base import OnBatch
+from liftmap.baselines.base import OnBatch, noise_of
 from liftmap.baselines.on_diffusion import OnDiffusion
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.likelihood import log_likelihood
-from liftmap.diffusion.noise import ImageNoise, attempt_seed
 from liftmap.errors import SettingsError
-from liftmap.images.prepare import fingerprint
 from liftmap.images.store import PreparedImages
 
 LEVELS = 256
@@ -62,8 +60,7 @@ class Likelihood(OnDiffusion):
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """Bits a pixel and channel."""
         device, (channels, height, width) = self.device, pixels.shape[1:]
-        seeds = [attempt_seed(fingerprint(image), self.seed, 0) for image in pixels]
-        noise = ImageNoise(seeds, (channels, height, width), device)
+        noise = noise_of(pixels, self.seed, 0, (channels, height, width), device)
         within = torch.special.ndtr(noise.draw())  # uniform in (0, 1)
         x = 2 * (pixels.to(device) + within) / LEVELS - 1
         nats, self._evaluations = log_likelihood(self.denoiser, x, noise.draw().sign())

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
-from liftmap.baselines.base import OnBatch
+from liftmap.baselines.base import OnBatch, noise_of
 from liftmap.baselines.trained import HALVES, Trained, check_sides
-from liftmap.diffusion.noise import ImageNoise, attempt_seed
-from liftmap.images.prepare import Preparation, fingerprint, to_model_range
+from liftmap.diffusion.noise import ImageNoise
+from liftmap.images.prepare import Preparation, to_model_range
 from liftmap.images.store import PreparedImages
 
 WIDTHS, CODE, LEVELS = (32, 64, 128), 100, 256
@@ -150,8 +150,7 @@ class LikelihoodRegret(Trained):
         """The log-likelihood before and after the refit, in nats."""
         pixels_there = pixels.to(self.device)
         x = to_model_range(pixels_there)
-        seeds = [attempt_seed(fingerprint(image), self.seed, 0) for image in pixels]
-        noise = ImageNoise(seeds, (1, 1, CODE), self.device)
+        noise = noise_of(pixels, self.seed, 0, (1, 1, CODE), self.device)
         encoders = self._refitted(x, pixels_there.long(), noise)
         with torch.no_grad():
             before = self.network.encoder(x)

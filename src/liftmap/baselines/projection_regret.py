@@ -6,13 +6,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from liftmap.baselines.base import OnBatch
+from liftmap.baselines.base import OnBatch, noise_of
 from liftmap.baselines.on_diffusion import OnDiffusion
 from liftmap.diffusion.checkpoints import Checkpoint
-from liftmap.diffusion.noise import ImageNoise, attempt_seed
 from liftmap.diffusion.samplers import SamplerSettings
 from liftmap.distances import load_distances
-from liftmap.images.prepare import fingerprint, to_model_range
+from liftmap.images.prepare import to_model_range
 from liftmap.images.store import PreparedImages
 from liftmap.inpaint import noise_and_denoise
 
@@ -53,14 +52,12 @@ class ProjectionRegret(OnDiffusion):
         x = to_model_range(pixels).to(self.device)
         channels, height, width = x.shape[1:]
         images = torch.arange(len(x), device=x.device)
-        seeds = [fingerprint(image) for image in pixels]
         reference = self._lpips.reference(x)
         moved = torch.zeros(len(x), 2)
         for level, start in enumerate(STARTS):
             for attempt in range(PROJECTIONS):
                 number = level * PROJECTIONS + attempt
-                row_seeds = [attempt_seed(seed, self.seed, number) for seed in seeds]
-                noise = ImageNoise(row_seeds, (channels, height, width), x.device)
+                noise = noise_of(pixels, self.seed, number, (channels, height, width), x.device)
                 once = noise_and_denoise(self.denoiser, x, noise, SAMPLER, start).clamp(-1, 1)
                 twice = noise_and_denoise(self.denoiser, once, noise, SAMPLER, start).clamp(-1, 1)
                 first = self._lpips.values(reference, once, images)
