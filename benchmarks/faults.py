@@ -72,6 +72,7 @@ def same_table(done: Path, undisturbed: Path) -> str:
 def jobs(source: Path, files: Path, model: str = MODEL) -> dict[str, Job]:
     """By the command's name; the source is an array of images, `files` are images in a folder."""
     quick = ["--method", "quick"]
+    quarter = len(np.load(source, mmap_mode="r")) // 4
 
     def calibrate(folder: Path) -> list[str]:
         if not (folder / "m").exists():
@@ -102,8 +103,8 @@ def jobs(source: Path, files: Path, model: str = MODEL) -> dict[str, Job]:
         ),
         "benchmark": Job(
             lambda f: [
-                "benchmark", f"{source}[:600]", f"{source}[600:1200]", "--model", model,
-                "--train", f"{source}[1200:]", "--output", str(f / "b"),
+                "benchmark", f"{source}[:{quarter}]", f"{source}[{quarter}:{2 * quarter}]",
+                "--model", model, "--train", f"{source}[{2 * quarter}:]", "--output", str(f / "b"),
                 "--method", "lmd-quick", "--method", "mahalanobis",
             ],
             lambda a, b: same_table(a / "b", b / "b"),
