@@ -8,7 +8,7 @@ from platform import node
 import pytest
 
 from liftmap.errors import OutputError
-from liftmap.files import atomic_path
+from liftmap.files import atomic_path, held
 
 
 def test_the_new_file_takes_the_olds_place_at_the_end(tmp_path: Path) -> None:
@@ -61,3 +61,25 @@ def test_what_a_killed_process_left_is_swept_away_and_what_a_living_one_writes_i
     with atomic_path(tmp_path / "c") as temporary:
         temporary.write_text("y")
     assert {p.name for p in tmp_path.iterdir()} == {"c", *(p.name for p in others)}
+
+
+def test_a_folder_is_held_by_one_run_until_that_ends(tmp_path: Path) -> None:
+    holding = "import sys\nfrom pathlib import Path\nfrom liftmap.files import held\n"
+    holding += "with held(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+    words = [sys.executable, "-c", holding, str(tmp_path / "new" / "folder")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(OutputError, match=r"folder is being written by another run"),
+            held(tmp_path / "new" / "folder"),
+        ):
+            pass
+        other.kill()
+    with held(tmp_path / "new" / "folder"):
+        assert not list((tmp_path / "new" / "folder").iterdir())
+
+
+def test_a_folder_that_can_not_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(OutputError, match="f can't be made"), held(tmp_path / "f"):
+        pass

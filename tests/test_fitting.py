@@ -57,6 +57,18 @@ def test_the_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
     assert (about["images"], about["steps"], len(about["loss_curve"])) == (15, 2, 2)
 
 
+def test_two_runs_on_one_folder_are_refused(tmp_path: Path) -> None:
+    images, refused = save_images(tmp_path / "i", 8), []
+
+    def second(note: str) -> None:
+        with pytest.raises(OutputError, match="written by another run") as caught:
+            fit(images, tmp_path / "m")
+        refused.append(caught)
+
+    fit(images, tmp_path / "m", listener=Listener(on_note=second))
+    assert len(refused) == 1
+
+
 def test_a_full_disk_in_the_middle_is_reported_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

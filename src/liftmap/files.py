@@ -69,13 +69,39 @@ def hold(file: IO[Any]) -> None:
     Raises:
         OutputError: another one holds it.
     """
+    _lock(file.fileno(), file.name)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine from holding a folder, made here, during the block.
+
+    Raises:
+        OutputError: another one holds it, or it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} can't be made ({error}): choose another place") from error
+    if os.name != "posix":  # no other system opens folders
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, name: object) -> None:
     try:
         import fcntl
     except ImportError:  # no such locks on this system
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise OutputError(
-            f"{file.name} is being written by another run: wait for it, or choose another --output"
+            f"{name} is being written by another run: wait for it, or choose another --output"
         ) from error

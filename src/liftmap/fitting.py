@@ -6,6 +6,7 @@ What lies in the model folder beside the model itself: `images.u8`, the prepared
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from liftmap.diffusion.network import Patched, build_unet, find_preset
 from liftmap.diffusion.process import PROCESSES
 from liftmap.diffusion.training import Progress, Trainer, TrainingSettings
 from liftmap.errors import ModelError, OutputError, SettingsError
-from liftmap.files import atomic_path
+from liftmap.files import atomic_path, held
 from liftmap.images.prepare import Preparation
 from liftmap.images.sources import Source
 from liftmap.images.store import PreparedImages, store_source
@@ -89,30 +90,33 @@ def fit_checkpoint(
     recipe = _recipe(source, preset, preparation, settings, hold_out)
     if initial is not None:
         recipe |= _before(str(initial), checkpoint)
-    _check_folder(folder, recipe, resume)
-    prepare = _Once(folder, source, preparation, listener)
-    rest, held = prepare.images(trainer).hold_out(hold_out.share, hold_out.most, seed=settings.seed)
-    listener.on_note(f"{len(rest)} images to train on, {len(held)} held out for calibration")
-    if resume:
-        trainer.load_state(folder / STATE)
-    about = {"preparation": asdict(preparation), "training": recipe}
-    checkpoint.about = about
+    with held(folder) if trainer.main else nullcontext():
+        _check_folder(folder, recipe, resume)
+        prepare = _Once(folder, source, preparation, listener)
+        rest, kept = prepare.images(trainer).hold_out(
+            hold_out.share, hold_out.most, seed=settings.seed
+        )
+        listener.on_note(f"{len(rest)} images to train on, {len(kept)} held out for calibration")
+        if resume:
+            trainer.load_state(folder / STATE)
+        about = {"preparation": asdict(preparation), "training": recipe}
+        checkpoint.about = about
 
-    def save() -> None:
-        trainer.save_state(folder / STATE)
-        about["training"] = recipe | _so_far(trainer.progress, len(rest))
-        save_checkpoint(_averaged(checkpoint, trainer), folder)
+        def save() -> None:
+            trainer.save_state(folder / STATE)
+            about["training"] = recipe | _so_far(trainer.progress, len(rest))
+            save_checkpoint(_averaged(checkpoint, trainer), folder)
 
-    def try_to_save() -> None:
-        try:
+        def try_to_save() -> None:
+            try:
+                save()
+            except OutputError as error:
+                listener.on_note(f"not saved, training goes on: {error}")
+
+        trainer.run(rest, on_step=listener.on_step, on_save=try_to_save)
+        if trainer.main:
             save()
-        except OutputError as error:
-            listener.on_note(f"not saved, training goes on: {error}")
-
-    trainer.run(rest, on_step=listener.on_step, on_save=try_to_save)
-    if trainer.main:
-        save()
-    return _averaged(checkpoint, trainer), rest, held
+        return _averaged(checkpoint, trainer), rest, kept
 
 
 def is_main_process() -> bool:

@@ -16,6 +16,7 @@ from liftmap.engines.local import Summary, score_source
 from liftmap.engines.ray import Cluster, _Diary, _Job, _Worker, score_on_ray
 from liftmap.engines.tables import read_rows
 from liftmap.errors import OutputError
+from liftmap.files import held
 from liftmap.images.sources import Entry, Source, open_source
 
 ray = pytest.importorskip("ray")
@@ -86,6 +87,13 @@ def test_a_source_that_is_no_folder_is_read_by_place(
     found = score_on_ray(detector, source, tmp_path / "r", cluster, images_a_part=3)
     assert found.images == 7
     assert [row["id"] for row in read_rows(tmp_path / "r")] == [str(i) for i in range(7)]
+
+
+def test_a_folder_in_use_is_refused(detector: Detector, cluster: Cluster, tmp_path: Path) -> None:
+    source = open_source(save_images(tmp_path / "images", 3))
+    with held(tmp_path / "r"), pytest.raises(OutputError, match="written by another run"):
+        score_on_ray(detector, source, tmp_path / "r", cluster)
+    assert not list((tmp_path / "r").iterdir())
 
 
 def test_a_worker_that_is_killed_costs_nothing(

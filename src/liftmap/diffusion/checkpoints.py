@@ -199,6 +199,9 @@ def read_unet(folder: Path) -> nn.Module:
     try:
         with torch.device("meta"):
             unet = network_from_config(config)
+    except Exception as error:  # diffusers' constructor fails in many ways on a stranger's settings
+        raise ModelError(f"{folder / CONFIG} doesn't describe a UNet2DModel ({error})") from error
+    try:
         state = {k: v.float() for k, v in load_file(weights).items()}
         unet.load_state_dict(state, assign=True)
     except SafetensorError as error:
@@ -208,8 +211,6 @@ def read_unet(folder: Path) -> nn.Module:
         raise ModelError(
             f"{weights} doesn't fit {CONFIG}: {' '.join(line.strip() for line in first)}"
         ) from error
-    except (TypeError, ValueError, KeyError, IndexError) as error:
-        raise ModelError(f"{folder / CONFIG} doesn't describe a UNet2DModel ({error})") from error
     return unet
 
 

@@ -22,7 +22,7 @@ from liftmap.diffusion.denoiser import Precision
 from liftmap.engines.local import Decide, Summary, Upto, score_batch
 from liftmap.engines.tables import read_rows, write_table
 from liftmap.errors import ImageError, MissingExtraError, OutputError, SourceError
-from liftmap.files import atomic_path
+from liftmap.files import atomic_path, held
 from liftmap.images.sources import Entry, Source, open_source, part
 from liftmap.memory import keep_freed_memory
 from liftmap.method import Method
@@ -82,7 +82,7 @@ def score_on_ray(
 
     Raises:
         MissingExtraError: the extra `ray` is not installed.
-        OutputError: the folder holds another run, or can't be written.
+        OutputError: the folder holds another run, is in use, or can't be written.
         and as `score_source`.
     """
     try:
@@ -98,35 +98,36 @@ def score_on_ray(
         "images_a_part": images_a_part,
         **decide.run,
     }
-    _begin(output, run)
-    parts, images = _list(source, output / "listing.parquet", images_a_part)
-    summary, missing = Summary(), []
-    for number in range(parts):
-        path = _part_path(output, number, images_a_part)
-        if path.exists():
-            for row in read_rows(path):
-                summary.count(row)
-        else:
-            missing.append(number)
-    on_part(summary)
-    if missing:
-        ray.init(address=cluster.address, ignore_reinit_error=True, include_dashboard=False)
-        cores = int(ray.cluster_resources().get("CPU", 1))
-        threads = max(1, cores // cluster.workers)
-        checkpoint, method = detector.checkpoint, detector.method
-        precision, rows = detector.denoiser.precision, detector.rows
-        job = _Job(
-            checkpoint, method, precision, rows, source.name, root, output.absolute(),
-            false_alarms, to, images_a_part, threads,
-        )  # fmt: skip
-        for done in _results(job, missing, cluster):
-            summary.merge(done)
-            on_part(summary)
-    if summary.images != images:
-        raise OutputError(
-            f"{output}: {summary.images} rows for {images} images; run again to go on"
-        )
-    return summary
+    with held(output):
+        _begin(output, run)
+        parts, images = _list(source, output / "listing.parquet", images_a_part)
+        summary, missing = Summary(), []
+        for number in range(parts):
+            path = _part_path(output, number, images_a_part)
+            if path.exists():
+                for row in read_rows(path):
+                    summary.count(row)
+            else:
+                missing.append(number)
+        on_part(summary)
+        if missing:
+            ray.init(address=cluster.address, ignore_reinit_error=True, include_dashboard=False)
+            cores = int(ray.cluster_resources().get("CPU", 1))
+            threads = max(1, cores // cluster.workers)
+            checkpoint, method = detector.checkpoint, detector.method
+            precision, rows = detector.denoiser.precision, detector.rows
+            job = _Job(
+                checkpoint, method, precision, rows, source.name, root, output.absolute(),
+                false_alarms, to, images_a_part, threads,
+            )  # fmt: skip
+            for done in _results(job, missing, cluster):
+                summary.merge(done)
+                on_part(summary)
+        if summary.images != images:
+            raise OutputError(
+                f"{output}: {summary.images} rows for {images} images; run again to go on"
+            )
+        return summary
 
 
 def _results(job: _Job, missing: list[int], cluster: Cluster) -> Iterator[Summary]:
