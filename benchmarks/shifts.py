@@ -1,4 +1,6 @@
-"""What each kind of evidence sees of synthetic shifts: redraws, score norms, and both together.
+"""What each kind of evidence sees of synthetic shifts: redraws, score norms, features, and sums.
+
+Features are the Mahalanobis distance of AlexNet's last activations, which LPIPS computes anyway.
 
 On images held out of the model's training and shifted versions of others (`validation.py`), by one
 method with all attempts. A fifth of the normal images, at most 200, sets the scales.
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor
 from validation import SHIFTS, known_split, shifted
 
-from liftmap.aggregate import Rule, rule_rows
+from liftmap.aggregate import Rule, Scale, rule_rows
+from liftmap.baselines.mahalanobis import Mahalanobis
 from liftmap.detector import Detector, Measured
 from liftmap.evaluation.metrics import auroc
 from liftmap.images.sources import open_source, readable
@@ -48,7 +51,7 @@ def main() -> None:
     asked = parser.parse_args()
     method = replace(find_method(asked.method), norms=True, early_stop=None)
     detector = Detector.from_pretrained(asked.model, method=method)
-    _, held = known_split(detector, asked.source, asked.root, asked.work / "images.u8")
+    train, held = known_split(detector, asked.source, asked.root, asked.work / "images.u8")
     count = min(asked.images, len(held) // 2)
     pixels = held.pixels(torch.arange(2 * count))
     sides = {"normal": pixels[:count], "shifted": shifted(pixels[count:])}
@@ -61,31 +64,40 @@ def main() -> None:
     rest[for_rule] = False
     density = detector.density
     assert density is not None, "the model has no density of score norms: calibrate it"
-    surprise = {name: -density.log_density(m.norms) for name, m in found.items()}
+    features = Mahalanobis(detector.preparation)
+    features.learn(train, held)
+    extras = {
+        "norms": {name: -density.log_density(m.norms) for name, m in found.items()},
+        "features": {name: features.scores(images) for name, images in sides.items()},
+    }
     kinds = method.distance.split("+")
 
-    def scores(name: str, columns: list[int], *, norms: bool) -> np.ndarray:
-        if not columns:
-            return surprise[name].double().numpy()
-        known = surprise["normal"][for_rule] if norms else None
-        distances = found["normal"].distances[for_rule][..., columns]
-        rule = Rule.from_distances(distances, None, method.aggregate, known)
-        mine = surprise[name] if norms else None
-        got = rule.scores(found[name].distances[..., columns], method.aggregate, mine)
-        return got.double().numpy()
+    def scores(name: str, columns: list[int], added: list[str]) -> np.ndarray:
+        total = torch.zeros(len(found[name].distances), dtype=torch.float64)
+        if columns:
+            distances = found["normal"].distances[for_rule][..., columns]
+            rule = Rule.from_distances(distances, None, method.aggregate)
+            total += rule.scores(found[name].distances[..., columns], method.aggregate)
+        for extra in added:
+            scale = Scale.from_values(extras[extra]["normal"][for_rule])
+            total += scale.standard(extras[extra][name])
+        return total.numpy()
 
     every = list(range(len(kinds)))
-    variants = {kind: ([i], False) for i, kind in enumerate(kinds)}
-    variants |= {method.distance: (every, False), "norms": ([], True), "both": (every, True)}
+    variants: dict[str, tuple[list[int], list[str]]] = {k: ([i], []) for i, k in enumerate(kinds)}
+    variants |= {"redraws": (every, []), "norms": ([], ["norms"]), "features": ([], ["features"])}
+    variants |= {f"redraws + {name}": (every, [name]) for name in extras}
+    variants["norms + features"] = ([], [*extras])
+    variants["redraws + norms + features"] = (every, [*extras])
     others = [name for name in sides if name not in ("normal", "shifted")]
     print(f"{int(rest.sum())} + {count} images, {asked.method}, {method.attempts} attempts\n")
     print(f"| evidence | AUROC | {' | '.join([*SHIFTS, *others])} |")
     print("|---" * (2 + len(SHIFTS) + len(others)) + "|")
-    for name, (columns, norms) in variants.items():
-        inside = scores("normal", columns, norms=norms)[rest.numpy()]
-        odd = scores("shifted", columns, norms=norms)
+    for name, (columns, added) in variants.items():
+        inside = scores("normal", columns, added)[rest.numpy()]
+        odd = scores("shifted", columns, added)
         cells = [auroc(inside, odd[i :: len(SHIFTS)]) for i in range(len(SHIFTS))]
-        cells += [auroc(inside, scores(other, columns, norms=norms)) for other in others]
+        cells += [auroc(inside, scores(other, columns, added)) for other in others]
         told = " | ".join(f"{value:.3f}" for value in cells)
         print(f"| {name} | {auroc(inside, odd):.4f} | {told} |")
 
