@@ -1,8 +1,9 @@
 """Commands that are killed again and again at random moments: is anything lost, doubled or damaged?
 
 Each command is started, killed (SIGKILL) after a random time and started again, as often as asked,
-then left to end; what it wrote is compared with a run that nothing disturbed. The images are the
-packaged samples, shifted this way and that, as what they show doesn't matter.
+then left to end; what it wrote is compared with a run that nothing disturbed. If it ends before, it
+begins anew in another folder. The images are the packaged samples, shifted this way and that, as
+what they show doesn't matter.
 
     python benchmarks/faults.py --work DIR
 """
@@ -171,16 +172,23 @@ def main() -> None:
     asked = parser.parse_args()
     shutil.rmtree(asked.work, ignore_errors=True)
     every, draw = jobs(*write_images(asked.images, asked.work)), random.Random(0)
-    print("| command | killed | errors of its own | lost, doubled or different | seconds |")
-    print("|---|---|---|---|---|", flush=True)
+    print("| command | killed | ended | errors of its own | lost, doubled, different | seconds |")
+    print("|---|---|---|---|---|---|", flush=True)
     for name in asked.only or every:
         begun = time.monotonic()
         run(every[name], asked.work / name / "undisturbed", 0, 0.0, draw)
-        disturbed = asked.work / name / "disturbed"
-        killed, errors = run(every[name], disturbed, asked.rounds, asked.longest, draw)
-        wrong = every[name].differs(disturbed, asked.work / name / "undisturbed") or "nothing"
+        killed = errors = times = 0
+        wrong: list[str] = []
+        while killed < asked.rounds and times < asked.rounds:
+            disturbed = asked.work / name / f"disturbed-{times}"
+            left = asked.rounds - killed
+            kills, failures = run(every[name], disturbed, left, asked.longest, draw)
+            killed, errors, times = killed + kills, errors + failures, times + 1
+            found = every[name].differs(disturbed, asked.work / name / "undisturbed")
+            wrong += [found] if found else []
         seconds = time.monotonic() - begun
-        print(f"| {name} | {killed} | {errors} | {wrong} | {seconds:.0f} |", flush=True)
+        told = "; ".join(wrong) or "nothing"
+        print(f"| {name} | {killed} | {times} | {errors} | {told} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
