@@ -123,7 +123,7 @@ def is_main_process() -> bool:
     """Whether this process writes files and prints, of those that train together."""
     from accelerate import PartialState
 
-    return bool(PartialState().is_main_process)
+    return bool(PartialState(cpu=not torch.cuda.is_available()).is_main_process)
 
 
 def _fresh(preset: str, preparation: Preparation) -> Checkpoint:

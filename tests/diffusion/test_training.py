@@ -219,7 +219,7 @@ if made.main:
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(TWO_PROCESSES.format(here=str(Path(__file__).parent)))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*launch, str(script)], capture_output=True, text=True, env=environment, timeout=240

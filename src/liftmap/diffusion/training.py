@@ -181,7 +181,9 @@ class Trainer:
 
         self.process, self.by, self.settings = process, by, settings
         # accelerate's own mixed precision is one for the whole interpreter: ours is the trainer's
-        self.accelerator, self.precision = Accelerator(mixed_precision="no"), precision
+        # on CPUs it must be told, or each process of torchrun takes itself for the only one
+        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+        self.precision = precision
         self.network = use_channels_last(network).train().to(self.accelerator.device)
         parameters = list(self.network.parameters())
         self.ema = EMAModel(
