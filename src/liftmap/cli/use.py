@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from liftmap.cli.base import (
@@ -86,7 +87,8 @@ def train(
         save_every_minutes=save_every,
     )
     opened = open_images(source, root, download, limit)
-    with FitProgress(console, settings, opened.count()) as listener:
+    shown = console if is_main_process() else Console(quiet=True)
+    with FitProgress(shown, settings, opened.count()) as listener:
         detector = Detector.fit(
             opened,
             output,
