@@ -20,13 +20,13 @@ from pathlib import Path
 import psutil
 
 from liftmap.detector import Detector
-from liftmap.engines.ray import PART, Cluster, score_on_ray
+from liftmap.engines.ray import Cluster, score_on_ray
 from liftmap.engines.tables import read_rows
 from liftmap.images.sources import open_source
 from liftmap.method import find_method
 
 WORKER = "ray::"  # how Ray titles a process that works
-SHORTEST = 0.5  # seconds between looks at a run
+PAUSE = 0.5  # seconds between looks at a run
 
 
 def tree(process: psutil.Process) -> list[psutil.Process]:
@@ -69,7 +69,7 @@ def run(
         there = tree(psutil.Process(child.pid))
         peak = max(peak, memory(there))
         look(there)
-        time.sleep(SHORTEST)
+        time.sleep(PAUSE)
     assert child.returncode == 0, f"liftmap {' '.join(words)}: see {log}"
     return time.monotonic() - begun, peak
 
@@ -162,9 +162,7 @@ def main() -> None:
     print(f"\nA worker was killed when {killed[0]} parts were there.")
     listed = listed_a_second(100_000, asked.work / "files")
     handed = parts_a_second(asked.source, asked.model, 400, asked.workers, asked.work / "parts")
-    print(
-        f"Listed: {listed:.0f} images/s. Handed out: {handed:.1f} parts/s (of {PART} images each)."
-    )
+    print(f"Listed: {listed:.0f} images/s. Handed out: {handed:.1f} parts/s of one image each.")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from liftmap.scorer import preparation_of
 
 METHOD = find_method("redraws")
 ATTEMPTS, ADDED = 2, 0.1
-WHOLE_PATH = 10  # from so many steps on, a redraw starts at pure noise
 LPIPS, MSE = load_distances("lpips+mse").values()
 KINDS = ("LPIPS", "LPIPS of blurred", "MSE")
 
@@ -46,12 +45,11 @@ def differences(x: Tensor, other: Tensor) -> Tensor:
     return torch.stack([*found, (other - x).square().mean((1, 2, 3))])
 
 
-def of_redraws(checkpoint: Checkpoint, pixels: Tensor, steps: int) -> Tensor:
+def of_redraws(checkpoint: Checkpoint, pixels: Tensor, steps: int, start: float) -> Tensor:
     """(3, n): means over attempts."""
     denoiser, x = checkpoint.denoiser("cpu"), to_model_range(pixels)
     shape = (x.shape[1], x.shape[2], x.shape[3])
     hidden = hidden_masks(METHOD.mask, shape[1], shape[2], ATTEMPTS)
-    start = METHOD.sampler.start if steps < WHOLE_PATH else 1.0
     sampler = replace(METHOD.sampler, steps=steps, start=start)
     found = []
     for attempt in range(ATTEMPTS):
@@ -70,6 +68,7 @@ def main() -> None:
     parser.add_argument("--outside", required=True)
     parser.add_argument("--images", type=int, default=128, help="of each")
     parser.add_argument("--steps", type=int, nargs="+", default=[METHOD.sampler.steps, 20, 50])
+    parser.add_argument("--start", type=float, default=METHOD.sampler.start, help="noise time")
     asked = parser.parse_args()
     checkpoint = load_checkpoint(asked.model)
     prepare = preparation_of(checkpoint)
@@ -80,9 +79,11 @@ def main() -> None:
     print(f"| redraws of | {' | '.join(f'AUROC of {kind}' for kind in KINDS)} |")
     print("|---|---|---|---|")
     for steps in asked.steps:
-        inside, outside = (of_redraws(checkpoint, pixels, steps).double() for pixels in sides)
+        inside, outside = (
+            of_redraws(checkpoint, pixels, steps, asked.start).double() for pixels in sides
+        )
         cells = [f"{auroc(i.numpy(), o.numpy()):.3f}" for i, o in zip(inside, outside, strict=True)]
-        print(f"| {steps} steps | {' | '.join(cells)} |", flush=True)
+        print(f"| {steps} steps from {asked.start:g} | {' | '.join(cells)} |", flush=True)
     print(
         f"\n| an image and itself with noise of {ADDED} | {' | '.join(KINDS)} |\n|---|---|---|---|"
     )

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -77,6 +78,17 @@ def test_a_folder_is_held_by_one_run_until_that_ends(tmp_path: Path) -> None:
         other.kill()
     with held(tmp_path / "new" / "folder"):
         assert not list((tmp_path / "new" / "folder").iterdir())
+
+
+def test_a_file_system_without_locks_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with held(tmp_path):
+        (tmp_path / "a").write_text("x")
 
 
 def test_a_folder_that_can_not_be_made_is_named(tmp_path: Path) -> None:

@@ -86,7 +86,10 @@ def held(folder: Path) -> Iterator[None]:
     if os.name != "posix":  # no other system opens folders
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"{folder} can't be opened ({error}): choose another place") from error
     try:
         _lock(handle, folder)
         yield
@@ -105,3 +108,5 @@ def _lock(handle: int, name: object) -> None:
         raise OutputError(
             f"{name} is being written by another run: wait for it, or choose another --output"
         ) from error
+    except OSError:  # no such locks on this file system, as on some networks
+        return
