@@ -73,8 +73,8 @@ def card(name: str, data: str, licence: str, training: dict[str, Any], table: li
             "",
             "| | |",
             "|---|---|",
-            f"| data | {data}: {training['images']} to train on, {held['share']:.0%} (at most "
-            f"{held['most']}) held out for calibration |",
+            f"| data | {data}: {training['images']} to train on, {held['share']:.0%} (at least "
+            f"{held.get('least', 0)}, at most {held['most']}) held out for calibration |",
             f"| credit | {licence} |",
             f"| network | preset `{training['preset']}`, float16 |",
             f"| training | {training['minutes']:.0f} minutes on two CPU cores, {training['steps']} "

@@ -46,6 +46,24 @@ def fit(
     )
 
 
+@pytest.mark.parametrize(
+    ("hold_out", "images", "expected"),
+    [
+        (HoldOut(), 10_000, 500),
+        (HoldOut(), 100_000, 2000),
+        (HoldOut(), 1000, 125),
+        (HoldOut(), 500, 100),
+        (HoldOut(), 4, 0),
+        (HoldOut(share=0.5), 40, 20),
+        (HoldOut(share=0.0), 1000, 0),
+        (HoldOut(most=50), 1000, 50),
+        (HoldOut(least=0), 1000, 50),
+    ],
+)
+def test_small_sources_give_a_larger_share(hold_out: HoldOut, images: int, expected: int) -> None:
+    assert hold_out.count(images) == expected
+
+
 def test_the_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
     notes: list[str] = []
     made = fit(

@@ -28,23 +28,32 @@ from liftmap.images.store import PreparedImages, store_source
 IMAGES = "images.u8"
 STATE = "training.safetensors"
 RECIPE = "training.json"
+FIFTH = 5
 
 
 @dataclass(frozen=True)
 class HoldOut:
     """Images kept from training for calibration.
 
-    share: of all images; most: at most so many, since each costs a score.
+    share: of all images. least: no fewer than so many, as long as those are at most a fifth of all;
+    the 125 support a false-alarm rate of 1%. most: at most so many, since each costs a score.
     """
 
     share: float = 0.05
     most: int = 2000
+    least: int = 125
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share < 1 or self.most < 0:
+        if not 0 <= self.share < 1 or self.most < 0 or self.least < 0:
             raise SettingsError(
-                f"hold-out share={self.share}, most={self.most}: need 0 <= share < 1 and most >= 0"
+                f"hold-out share={self.share}, most={self.most}, least={self.least}: "
+                "need 0 <= share < 1, most >= 0 and least >= 0"
             )
+
+    def count(self, images: int) -> int:
+        """How many of so many images are kept; none if the share is 0."""
+        floor = min(self.least, images // FIFTH) if self.share else 0
+        return min(self.most, max(floor, round(self.share * images)))
 
 
 @dataclass
@@ -93,9 +102,8 @@ def fit_checkpoint(
     with held(folder) if trainer.main else nullcontext():
         _check_folder(folder, recipe, resume)
         prepare = _Once(folder, source, preparation, listener)
-        rest, kept = prepare.images(trainer).hold_out(
-            hold_out.share, hold_out.most, seed=settings.seed
-        )
+        images = prepare.images(trainer)
+        rest, kept = images.hold_out(hold_out.count(len(images)), seed=settings.seed)
         listener.on_note(f"{len(rest)} images to train on, {len(kept)} held out for calibration")
         if resume:
             trainer.load_state(folder / STATE)

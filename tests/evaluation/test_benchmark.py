@@ -156,7 +156,7 @@ def test_the_split_is_the_trainings_own(task: Task, tmp_path: Path) -> None:
     checkpoint = small_checkpoint()
     checkpoint.about["training"] = {"hold_out": {"share": 0.3, "most": 9}, "settings": {"seed": 4}}
     train, held = training_split(images, checkpoint)
-    rest, expected = images.hold_out(0.3, 9, seed=4)
+    rest, expected = images.hold_out(3, seed=4)
     rows = torch.arange(3)
     assert torch.equal(held.pixels(rows), expected.pixels(rows))
     assert torch.equal(train.pixels(rows), rest.pixels(rows))

@@ -59,6 +59,9 @@ def train(
     batch: Annotated[int, typer.Option(help="Images a step.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 4e-4,
     hold_out: Annotated[float, typer.Option(help="Share kept for calibration.")] = 0.05,
+    hold_out_least: Annotated[
+        int, typer.Option(help="No fewer than so many are kept, up to a fifth of all.")
+    ] = 125,
     hold_out_most: Annotated[int, typer.Option(help="At most so many are kept.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     save_every: Annotated[float, typer.Option(help="Minutes between saved states.")] = 3.0,
@@ -95,7 +98,7 @@ def train(
             preset=preset,
             preparation=Preparation(height, width, channels, fit),
             training=settings,
-            hold_out=HoldOut(hold_out, hold_out_most),
+            hold_out=HoldOut(hold_out, hold_out_most, hold_out_least),
             initial=initial,
             resume=resume,
             listener=listener,

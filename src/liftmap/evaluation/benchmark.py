@@ -30,6 +30,7 @@ from liftmap.errors import (
 from liftmap.evaluation.entrants import Entrant
 from liftmap.evaluation.metrics import evaluate_scores
 from liftmap.files import atomic_path
+from liftmap.fitting import HoldOut
 from liftmap.images.prepare import Preparation
 from liftmap.images.sources import SLICE, Source
 from liftmap.images.store import PreparedImages, store_source
@@ -212,8 +213,9 @@ def training_split(
     """
     try:
         training = checkpoint.about["training"]
-        share, most = training["hold_out"]["share"], training["hold_out"]["most"]
-        return images.hold_out(share, most, seed=training["settings"]["seed"])
+        # models from before there was a least have none
+        hold_out = HoldOut(**({"least": 0} | training["hold_out"]))
+        return images.hold_out(hold_out.count(len(images)), seed=training["settings"]["seed"])
     except (KeyError, TypeError) as error:
         raise ModelError(
             f"the model does not say which images its training held out ({error}): "

@@ -39,11 +39,8 @@ class PreparedImages:
         """Those images in [-1, 1]."""
         return to_model_range(self.pixels(rows))
 
-    def hold_out(
-        self, share: float, most: int, *, seed: int = 0
-    ) -> tuple["PreparedImages", "PreparedImages"]:
-        """(the rest, a random share of the images but at most `most`), disjoint, in file order."""
-        count = min(most, round(share * len(self)))
+    def hold_out(self, count: int, *, seed: int = 0) -> tuple["PreparedImages", "PreparedImages"]:
+        """(the rest, `count` random ones of the images), disjoint, both in file order."""
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
         rest = np.setdiff1d(np.arange(len(self)), chosen)
         return (
