@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from tiny import SMALL, calibrated_model, pixels, save_images
+from tiny import SMALL, calibrated_model, pixels, save_grey_generator, save_images
 from typer.testing import CliRunner, Result
 
 from liftmap.cli import app
@@ -349,6 +349,9 @@ def test_the_pairs_at_256_run_on_a_variance_exploding_model(
     assert re.match(r"\| CelebA-HQ > ImageNet \| [01]\.\d{3} \([+-]0\.\d{3}\) \|", lines[2])
     liftmap("reproduce", "figure6", "--method", "quick", *options)
     assert len(list((tmp_path / "r").glob("figure6-*.png"))) == 3
+    generator = save_grey_generator(tmp_path / "big-lama.pt")
+    liftmap("reproduce", "figure10", "--generator", generator, *options)
+    assert len(list((tmp_path / "r").glob("figure10-*-CelebA-HQ-ImageNet.png"))) == 3
 
 
 def test_a_model_that_is_not_there_lists_the_packaged_ones() -> None:

@@ -66,3 +66,16 @@ def save_images(folder: Path, count: int) -> Path:
     for i, image in enumerate(pixels(count)):
         Image.fromarray(np.asarray(image[0])).save(folder / f"{i:03}.png")
     return folder
+
+
+class _Grey(torch.nn.Module):
+    """A generator, as LaMa's, that paints what is hidden in middle grey."""
+
+    def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return image * (1 - mask) + 0.5 * mask
+
+
+def save_grey_generator(path: Path) -> Path:
+    """A TorchScript file as LaMa's authors export theirs."""
+    torch.jit.script(_Grey()).save(str(path))
+    return path

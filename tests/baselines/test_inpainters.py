@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import pixels
+from tiny import pixels, save_grey_generator
 
 from liftmap.baselines.inpainters import (
     FourierInpainting,
@@ -14,7 +14,7 @@ from liftmap.distances import LPIPS
 from liftmap.errors import ModelError, SettingsError
 from liftmap.images.prepare import Preparation, to_model_range
 from liftmap.images.store import PreparedImages
-from liftmap.masks import checkerboard
+from liftmap.masks import MaskSettings, centre, checkerboard
 
 GREY = Preparation(32, 32, 1)
 
@@ -80,6 +80,17 @@ def test_the_score_is_the_mean_lpips_of_both_masks() -> None:
     assert torch.allclose(scorer.scores(pixels(3)), expected, rtol=1e-5)
 
 
+def test_a_mask_of_ones_own_is_used_and_saved(tmp_path: Path) -> None:
+    scorer = MAEInpainting(GREY, device="cpu", mask=MaskSettings("centre"))
+    scorer.keep()
+    hidden = scorer.explain(pixels(1)[0]).hidden
+    assert torch.equal(hidden, centre(32, 32, 0.5).expand_as(hidden))
+    scorer.save(tmp_path)
+    loaded = MAEInpainting.from_pretrained(tmp_path, device="cpu")
+    assert loaded.settings == scorer.settings
+    assert torch.equal(loaded.scores(pixels(2)), scorer.scores(pixels(2)))
+
+
 def test_the_masked_autoencoder_puts_patches_back_where_they_were() -> None:
     """With the transformers passing tokens through, and prediction undoing the embedding."""
     network = MaskedAutoencoder(1, 8, 12)
@@ -94,16 +105,8 @@ def test_the_masked_autoencoder_puts_patches_back_where_they_were() -> None:
         assert torch.allclose(network(x, nothing), x)
 
 
-class Grey(torch.nn.Module):
-    """A generator that paints what is hidden in middle grey."""
-
-    def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return image * (1 - mask) + 0.5 * mask
-
-
 def test_lama_is_loaded_from_torchscript_and_told_what_is_hidden(tmp_path: Path) -> None:
-    path = tmp_path / "big-lama.pt"
-    torch.jit.script(Grey()).save(str(path))
+    path = save_grey_generator(tmp_path / "big-lama.pt")
     scorer = LaMaInpainting(Preparation(32, 32, 3), generator=path, device="cpu")
     x = to_model_range(pixels(2, channels=3))
     hidden = checkerboard(32, 32, 8).expand(2, 1, 32, 32)

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -5,19 +7,17 @@ import pytest
 from PIL import Image
 from tiny import calibrated_model, save_images, small_method
 
-from liftmap.baselines.inpainters import MAEInpainting
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import load_checkpoint, save_checkpoint
 from liftmap.engines.local import score_source
 from liftmap.engines.tables import read_distances
+from liftmap.errors import SettingsError
 from liftmap.evaluation import figures
-from liftmap.evaluation.benchmark import Task
-from liftmap.evaluation.entrants import Entrant
+from liftmap.evaluation.benchmark import Listener, Task
 from liftmap.evaluation.figures import FIGURES, Tools, attempts_curves, class_by_class, draw_masks
 from liftmap.evaluation.metrics import auroc
 from liftmap.images.labels import read_labels
 from liftmap.images.sources import Source, open_source
-from liftmap.scorer import preparation_of
 
 
 @pytest.fixture
@@ -35,6 +35,10 @@ def measure(detector: Detector, source: Source, table: Path) -> np.ndarray:
 
 
 TOOLS = Tools(measure, lambda source: read_labels(source.name))
+
+
+def named(task: Task) -> Tools:
+    return TOOLS._replace(names={task.inside.name: "in", task.outside[0].name: "out"})
 
 
 def colours(path: Path) -> int:
@@ -79,24 +83,50 @@ def test_pictures_are_named_after_data_sets_where_these_are_known(
     assert path.name == "figure4-CIFAR10-SVHN.png"
 
 
-def test_figure_6_shows_three_masks_and_figure_11_an_autoencoder(
-    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+NAMES = [f"{mask}-in-out.png" for mask in ("checkerboard-8x8", "checkerboard-4x4", "centre")]
+
+
+def test_figure_6_shows_three_masks(task: Task, tmp_path: Path) -> None:
+    made = FIGURES["figure6"].draw(task, small_method(steps=1), tmp_path / "f", named(task))
+    assert [path.name for path in made] == [f"figure6-{name}" for name in NAMES]
+
+
+@pytest.mark.parametrize(
+    ("figure", "inpainter", "prefix"),
+    [
+        ("figure10", "FourierInpainting", "figure10-stand-in"),
+        ("figure11", "MAEInpainting", "figure11"),
+    ],
+)
+def test_an_inpainter_is_trained_once_for_three_masks(
+    figure: str,
+    inpainter: str,
+    prefix: str,
+    task: Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = FIGURES["figure6"].draw(task, small_method(steps=1), tmp_path / "f", TOOLS)
-    assert [path.name.split("-test")[0] for path in made] == [
-        "figure6-checkerboard-8x8",
-        "figure6-checkerboard-4x4",
-        "figure6-centre",
-    ]
-    entrant = Entrant(
-        "mae", lambda c, seed: MAEInpainting(preparation_of(c), steps=3, device="cpu")
+    short = partialmethod(getattr(figures, inpainter).__init__, steps=3, device="cpu")
+    monkeypatch.setattr(
+        figures, inpainter, type(inpainter, (getattr(figures, inpainter),), {"__init__": short})
     )
-    monkeypatch.setitem(figures.ENTRANTS, "lmd-mae", entrant)
     checkpoint = load_checkpoint(task.model)
     checkpoint.about["training"] = {"hold_out": {"share": 0.3, "most": 9}, "settings": {"seed": 0}}
     save_checkpoint(checkpoint, Path(task.model))
-    [path] = FIGURES["figure11"].draw(task, small_method(), tmp_path / "f", TOOLS)
-    assert colours(path) > 20
+    learning: list[str] = []
+    listener = Listener(on_cell=lambda what, source, images: learning.append(what))
+    tools = named(task)._replace(progress=lambda: nullcontext(listener))
+    made = FIGURES[figure].draw(task, small_method(), tmp_path / "f", tools)
+    assert [path.name for path in made] == [f"{prefix}-{name}" for name in NAMES]
+    assert [what for what in learning if "learns" in what] == [f"{prefix} learns"]
+    assert all(colours(path) > 20 for path in made)
+
+
+def test_figure_10_is_lamas_where_its_generator_is_given(task: Task, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="need a preparation with 3 channels"):
+        FIGURES["figure10"].draw(
+            task, small_method(), tmp_path / "f", named(task)._replace(generator=tmp_path / "x.pt")
+        )
 
 
 def test_figure_5_compares_each_class_with_each(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ class AnoGAN(Trained):
             torch.autograd.backward(wrong)
             judges.step()
             makes.zero_grad(set_to_none=True)
-            torch.autograd.backward(cross_entropy(judge(made), ones))
+            torch.autograd.backward(cross_entropy(judge(made), ones), inputs=[*make.parameters()])
             makes.step()
         self.keep()
 

@@ -6,6 +6,7 @@ redraw out-of-distribution images too well: they were taught to continue what th
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,11 +30,28 @@ ATTEMPTS = 2
 
 
 class ByInpainting(Baseline):
-    """A score is the mean LPIPS of the redraws under a checkerboard mask and its flip."""
+    """A score is the mean LPIPS of the redraws under a mask and its flip.
 
-    def __init__(self, preparation: Preparation, **options: Any) -> None:
+    Args:
+        mask: the paper's default, unless told; as a dict, its fields, as `save` writes them.
+    """
+
+    def __init__(
+        self,
+        preparation: Preparation,
+        *,
+        mask: MaskSettings | dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(preparation, **options)
+        if isinstance(mask, dict):
+            mask = MaskSettings(**mask | {"rows": tuple(mask["rows"])})
+        self.mask = mask or MaskSettings()
         self._lpips = LPIPS()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"mask": asdict(self.mask)}
 
     @abstractmethod
     def redraw(
@@ -78,7 +96,7 @@ class ByInpainting(Baseline):
     def _attempts(self, x: Float[Tensor, "n c h w"]) -> Iterator[tuple[Tensor, Tensor]]:
         """What is hidden (n, 1, h, w) and the redraw (n, c, h, w), attempt by attempt."""
         height, width = x.shape[2:]
-        for mask in hidden_masks(MaskSettings(), height, width, ATTEMPTS).to(x.device):
+        for mask in hidden_masks(self.mask, height, width, ATTEMPTS).to(x.device):
             hidden = mask.expand(len(x), 1, height, width)
             yield hidden, torch.where(hidden, self.redraw(x, hidden).clamp(-1, 1), x)
 
@@ -171,11 +189,10 @@ class MAEInpainting(_Taught):
         self,
         preparation: Preparation,
         *,
-        device: str | torch.device | None = None,
         steps: int = 5000,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(preparation, MaskedAutoencoder, device=device, steps=steps, seed=seed)
+        super().__init__(preparation, MaskedAutoencoder, steps=steps, **options)
 
 
 class _FourierUnit(nn.Module):
@@ -229,11 +246,10 @@ class FourierInpainting(_Taught):
         self,
         preparation: Preparation,
         *,
-        device: str | torch.device | None = None,
         steps: int = 3000,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(preparation, FourierInpainter, device=device, steps=steps, seed=seed)
+        super().__init__(preparation, FourierInpainter, steps=steps, **options)
 
 
 class LaMaInpainting(ByInpainting):
@@ -263,7 +279,7 @@ class LaMaInpainting(ByInpainting):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"generator": self.generator}
+        return super().settings | {"generator": self.generator}
 
     def redraw(self, x: Tensor, hidden: Tensor) -> Tensor:
         mask = hidden.to(x)

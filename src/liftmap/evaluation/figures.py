@@ -4,6 +4,7 @@ Liu, Zhou & Weinberger 2024, Figures 4 to 11. `liftmap reproduce figure9` and it
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -18,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from liftmap.aggregate import aggregate
-from liftmap.baselines.inpainters import ByInpainting
+from liftmap.baselines.inpainters import ByInpainting, FourierInpainting, MAEInpainting
 from liftmap.detector import Detector
 from liftmap.errors import SourceError
 from liftmap.evaluation.benchmark import Listener, Row, Task
-from liftmap.evaluation.entrants import ENTRANTS
+from liftmap.evaluation.entrants import Entrant, inpainting, lama
 from liftmap.evaluation.metrics import auroc
 from liftmap.evaluation.paper import (
     C10,
@@ -31,18 +32,18 @@ from liftmap.evaluation.paper import (
     MNIST,
     PAIRS,
     PAPER_MASKS,
+    SHOWN_MASKS,
     SVHN,
     Pair,
 )
 from liftmap.explanation import Explanation, draw_explanations
 from liftmap.files import atomic_path
 from liftmap.images.sources import Source, readable
-from liftmap.masks import hidden_masks
+from liftmap.masks import MaskSettings, hidden_masks
 from liftmap.method import Method
 
 KINDS = ("lpips", "mse", "ssim")
 ATTEMPTS = 10
-SHOWN_MASKS = ("checkerboard 8x8", "checkerboard 4x4", "centre")
 SHOWN = 4  # images of each side in a picture of examples
 
 
@@ -52,11 +53,15 @@ class Tools(NamedTuple):
     measure: the distances of a source's images, from the table if it is there, or into it.
     labels: the classes of a source's images.
     names: of data sets, by the names of the sources that their test images come from.
+    progress: opens what shows how far a training is.
+    generator: LaMa's, as its authors export it, if there is one.
     """
 
     measure: Callable[[Detector, Source, Path], Float[np.ndarray, "n attempts kinds"]]
     labels: Callable[[Source], Int[np.ndarray, "n"]]
     names: Mapping[str, str] = MappingProxyType({})
+    progress: Callable[[], AbstractContextManager[Listener]] = lambda: nullcontext(Listener())
+    generator: Path | None = None
 
     def title(self, source: Source) -> str:
         """What the source is called in a picture and in its file name."""
@@ -105,19 +110,44 @@ def _draw_masked(task: Task, method: Method, folder: Path, tools: Tools, name: s
     made = []
     for mask in SHOWN_MASKS:
         masked = replace(method, mask=PAPER_MASKS[mask])
-        named = f"{name}-{mask.replace(' ', '-')}"
-        made += draw_examples(task, masked, folder, tools, name=named)
+        made += draw_examples(task, masked, folder, tools, name=_under(name, mask))
     return made
+
+
+def draw_lama(task: Task, method: Method, folder: Path, tools: Tools) -> list[Path]:
+    """Figure 10: redraws by LaMa; without its generator by a stand-in, which this trains first."""
+    generator = tools.generator
+    if generator is None:
+        by_stand_in = partial(inpainting, FourierInpainting)
+        return _draw_inpainter(task, folder, tools, by_stand_in, "figure10-stand-in")
+    return _draw_inpainter(task, folder, tools, partial(lama, generator), "figure10")
 
 
 def draw_autoencoder(task: Task, method: Method, folder: Path, tools: Tools) -> list[Path]:
     """Figure 11: redraws by a masked autoencoder, which this trains first."""
-    row = Row(task, "lmd-mae", ENTRANTS["lmd-mae"], 0, folder, Listener())
-    scorer = row.scorer
-    assert isinstance(scorer, ByInpainting)
-    return _examples(
-        lambda image: scorer.explain(scorer.preparation(image)), task, folder, tools, "figure11"
-    )
+    return _draw_inpainter(task, folder, tools, partial(inpainting, MAEInpainting), "figure11")
+
+
+def _draw_inpainter(
+    task: Task, folder: Path, tools: Tools, entrant: Callable[[MaskSettings], Entrant], name: str
+) -> list[Path]:
+    """A picture for each of three masks; what the inpainter has learnt is kept for all of them."""
+    made = []
+    for mask in SHOWN_MASKS:
+        with tools.progress() as listener:
+            scorer = Row(task, name, entrant(PAPER_MASKS[mask]), 0, folder, listener).scorer
+        assert isinstance(scorer, ByInpainting)
+
+        def explain(image: Image.Image, scorer: ByInpainting = scorer) -> Explanation:
+            return scorer.explain(scorer.preparation(image))
+
+        made += _examples(explain, task, folder, tools, _under(name, mask))
+    return made
+
+
+def _under(name: str, mask: str) -> str:
+    """What a figure's picture under a mask is called."""
+    return f"{name}-{mask.replace(' ', '-')}"
 
 
 def _examples(
@@ -242,6 +272,7 @@ FIGURES: dict[str, Figure] = {
     "figure5": Figure("class by class", ((C10, SVHN), (SVHN, C10)), draw_classes),
     "figure6": Figure("faces", LARGE_PAIRS[:1], partial(_draw_masked, name="figure6")),
     "figure7": Figure("bedrooms", LARGE_PAIRS[1:], partial(_draw_masked, name="figure7")),
+    "figure10": Figure("LaMa", (*LARGE_PAIRS[:1], (C10, SVHN)), draw_lama),
     "figure11": Figure("a masked autoencoder", ((C10, SVHN),), draw_autoencoder),
     "figure9": Figure("number of attempts", ((MNIST, KMNIST), (KMNIST, MNIST)), draw_attempts),
 }
