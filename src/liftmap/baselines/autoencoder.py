@@ -30,7 +30,8 @@ class Autoencoder(nn.Module):
         up: list[nn.Module] = []
         for before, after in zip(WIDTHS[::-1], (*WIDTHS[-2::-1], channels), strict=True):
             up += [nn.ReLU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
-        self.up = nn.Sequential(*up, nn.Tanh())
+        # no tanh at the end: on dark images it saturates at black, and learning stops
+        self.up = nn.Sequential(*up)
 
     def code(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """What is left of each image."""
@@ -38,7 +39,7 @@ class Autoencoder(nn.Module):
         return code
 
     def image(self, code: Float[Tensor, "n d"]) -> Float[Tensor, "n c h w"]:
-        """The image that a code stands for, in [-1, 1]."""
+        """The image that a code stands for, in about [-1, 1]."""
         image: Tensor = self.up(self.decode(code).view(len(code), *self.shape))
         return image
 
