@@ -30,6 +30,19 @@ def test_what_it_was_trained_on_comes_back_and_noise_does_not(tmp_path: Path) ->
     assert noise.min() > known.max()
 
 
+def test_dark_images_with_strokes_are_learnt(tmp_path: Path) -> None:
+    """As digits are: mostly black, which is far from all of the answer."""
+    draw, images = torch.Generator().manual_seed(0), torch.zeros(32, 1, 32, 32, dtype=torch.uint8)
+    places = torch.randint(2, 16, (32, 2), generator=draw).tolist()
+    for image, (top, left) in zip(images, places, strict=True):
+        image[0, top : top + 14, left : left + 6] = 255
+    train = stored(tmp_path / "i.u8", images)
+    scorer = AEMSE(GREY, device="cpu", steps=150)
+    scorer.learn(train, train)
+    by_the_best_constant = to_model_range(images).var()
+    assert scorer.scores(images).mean() < 0.9 * by_the_best_constant
+
+
 def test_the_score_is_the_mean_squared_error(tmp_path: Path) -> None:
     train = stored(tmp_path / "i.u8", pixels(20))
     scorer = AEMSE(GREY, device="cpu", steps=2)
