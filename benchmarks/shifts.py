@@ -46,10 +46,19 @@ def main() -> None:
     parser.add_argument("--root", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--method", default="fast")
+    parser.add_argument("--steps", type=int, help="other than the method's")
+    parser.add_argument("--attempts", type=int, help="other than the method's")
     parser.add_argument("--images", type=int, default=500, help="a side")
     parser.add_argument("--others", nargs="*", default=[], help="OOD sources, not for tests")
     asked = parser.parse_args()
-    method = replace(find_method(asked.method), norms=True, early_stop=None)
+    base = find_method(asked.method)
+    method = replace(
+        base,
+        sampler=replace(base.sampler, steps=asked.steps or base.sampler.steps),
+        attempts=asked.attempts or base.attempts,
+        norms=True,
+        early_stop=None,
+    )
     detector = Detector.from_pretrained(asked.model, method=method)
     train, held = known_split(detector, asked.source, asked.root, asked.work / "images.u8")
     count = min(asked.images, len(held) // 2)
@@ -90,7 +99,8 @@ def main() -> None:
     variants["norms + features"] = ([], [*extras])
     variants["redraws + norms + features"] = (every, [*extras])
     others = [name for name in sides if name not in ("normal", "shifted")]
-    print(f"{int(rest.sum())} + {count} images, {asked.method}, {method.attempts} attempts\n")
+    settings = f"{asked.method}, {method.sampler.steps} steps, {method.attempts} attempts"
+    print(f"{int(rest.sum())} + {count} images, {settings}\n")
     print(f"| evidence | AUROC | {' | '.join([*SHIFTS, *others])} |")
     print("|---" * (2 + len(SHIFTS) + len(others)) + "|")
     for name, (columns, added) in variants.items():
