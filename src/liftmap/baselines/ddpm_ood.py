@@ -17,7 +17,7 @@ from liftmap.inpaint import noise_and_denoise
 
 SAMPLER = SamplerSettings("dpm-solver++", steps=100)
 STARTS = tuple(range(2, 100, 16))  # steps back from each level: 350 evaluations in all
-MOST = 250  # held-out images that the z-scores come from: each takes 350 evaluations
+MOST = 100  # held-out images that the z-scores come from: each takes 350 evaluations
 
 
 class DDPMOOD(OnDiffusion):
