@@ -28,7 +28,6 @@ from liftmap.images.store import PreparedImages, store_source
 IMAGES = "images.u8"
 STATE = "training.safetensors"
 RECIPE = "training.json"
-FIFTH = 5
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class HoldOut:
 
     def count(self, images: int) -> int:
         """How many of so many images are kept; none if the share is 0."""
-        floor = min(self.least, images // FIFTH) if self.share else 0
+        floor = min(self.least, images // 5) if self.share else 0
         return min(self.most, max(floor, round(self.share * images)))
 
 
