@@ -234,7 +234,7 @@ def reproduce(
     rows = list(beside_the_paper(ARTEFACTS[what], records))
     write_rows(rows, output / f"{what}.md")
     write_rows(list(every_figure(ARTEFACTS[what], records)), output / f"{what}-intervals.md")
-    console.print(rows_table(rows, f"{artefact.title}: AUROC, and in brackets less the paper's"))
+    console.print(rows_table(rows, f"{artefact.title}: AUROC, and in brackets less the published"))
     console.print(f"written: {output}/{what}.md, {what}-intervals.md")
 
 
