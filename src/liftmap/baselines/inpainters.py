@@ -115,7 +115,7 @@ class _Taught(Trained, ByInpainting):
     learnt: the network's parameters.
     """
 
-    BATCH, RATE, RATIO = 128, 1e-3, 0.5
+    BATCH, RATE, RATIO = 64, 1e-3, 0.5
     loss: ClassVar[Any] = staticmethod(mse_loss)
 
     def redraw(self, x: Tensor, hidden: Tensor) -> Tensor:
