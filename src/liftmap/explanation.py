@@ -85,7 +85,7 @@ def draw_explanations(
     *,
     titles: list[str] | None = None,
 ) -> None:
-    """Save a PNG with a row an image: original, masked, the first two redraws, distance map.
+    """Save a PNG with a row an image: original, masked, two redraws (a flipped pair), distance map.
 
     Distance maps share one colour scale, the calibration's, so that normal images don't look odd;
     without a calibration its top is the largest of these maps.
@@ -95,7 +95,7 @@ def draw_explanations(
     """
     from matplotlib.figure import Figure
 
-    columns = ["original", "hidden", "redraw", "hidden next", "redraw", "distance"]
+    columns = ["original", "hidden", "redraw", "hidden, flipped", "redraw", "distance"]
     figure = Figure(figsize=(1.5 * len(columns), 1.65 * len(explanations)), layout="constrained")
     axes = figure.subplots(len(explanations), len(columns), squeeze=False)
     top = explanations[0].map_top or max(float(e.distance_map.max()) for e in explanations)

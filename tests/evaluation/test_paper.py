@@ -124,7 +124,7 @@ def test_values_stand_beside_the_published_ones() -> None:
         "method": "LMD",
         "seed": "0",
         "AUROC (95%)": "0.9500 (0.9400 to 0.9600)",
-        "paper": "0.984",
+        "published": "0.984",
         "FPR95 (95%)": "0.2000 (0.1000 to 0.3000)",
         "images": "5 + 6",
         "skipped": "1",

@@ -350,7 +350,7 @@ def beside_the_paper(artefact: Artefact, records: list[dict[str, Any]]) -> Itera
 
 def every_figure(artefact: Artefact, records: list[dict[str, Any]]) -> Iterator[list[str]]:
     """A heading, then a row a pair, column and seed: AUROC and FPR95 with their 95% intervals."""
-    yield ["pair", "method", "seed", "AUROC (95%)", "paper", "FPR95 (95%)", "images", "skipped"]
+    yield ["pair", "method", "seed", "AUROC (95%)", "published", "FPR95 (95%)", "images", "skipped"]
     for r in sorted(records, key=lambda r: artefact.pairs.index((r["in"], r["out"]))):
         paper = published(artefact, r["method"], (r["in"], r["out"]))
         yield [
