@@ -16,7 +16,7 @@ from liftmap.images.prepare import Preparation, to_model_range
 from liftmap.images.store import PreparedImages
 
 WIDTHS, CODE, LEVELS = (32, 64, 128), 100, 256
-BATCH, RATE = 128, 1e-3
+BATCH, RATE = 64, 1e-3
 SHARE = 16  # a training step takes one in so many positions
 REFIT_STEPS, REFIT_RATE = 100, 1e-4
 SAMPLES = 200  # of the importance-weighted likelihood
