@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 from tiny import pixels, small_detector
 
-from liftmap.explanation import draw_explanations
+from liftmap.explanation import columns_of, draw_explanations
 
 
 def test_the_picture_has_a_row_an_image(tmp_path: Path) -> None:
@@ -30,3 +30,10 @@ def test_one_images_map_is_drawn_on_the_calibrations_scale(tmp_path: Path) -> No
             column = np.asarray(picture.convert("L"))[:, -int(picture.width / 6) :]
         brightness.append(column[30:-10, 10:-10].mean())
     assert brightness[1] < 0.7 * brightness[0]
+
+
+def test_a_mask_is_called_flipped_only_where_it_is() -> None:
+    found = small_detector().explain(pixels(1)[0])
+    assert columns_of(found)[3] == "hidden, flipped"
+    same = found.hidden[:1].expand_as(found.hidden)
+    assert columns_of(replace(found, hidden=same))[3] == "hidden again"

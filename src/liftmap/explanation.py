@@ -85,7 +85,7 @@ def draw_explanations(
     *,
     titles: list[str] | None = None,
 ) -> None:
-    """Save a PNG with a row an image: original, masked, two redraws (a flipped pair), distance map.
+    """Save a PNG with a row an image: original, two masked with their redraws, distance map.
 
     Distance maps share one colour scale, the calibration's, so that normal images don't look odd;
     without a calibration its top is the largest of these maps.
@@ -95,7 +95,7 @@ def draw_explanations(
     """
     from matplotlib.figure import Figure
 
-    columns = ["original", "hidden", "redraw", "hidden, flipped", "redraw", "distance"]
+    columns = columns_of(explanations[0])
     figure = Figure(figsize=(1.5 * len(columns), 1.65 * len(explanations)), layout="constrained")
     axes = figure.subplots(len(explanations), len(columns), squeeze=False)
     top = explanations[0].map_top or max(float(e.distance_map.max()) for e in explanations)
@@ -109,10 +109,21 @@ def draw_explanations(
         figure.savefig(temporary, dpi=110, format="png")
 
 
+def columns_of(explanation: Explanation) -> list[str]:
+    """What each picture of an image's row shows: the first two attempts, flipped masks or not."""
+    first, second = explanation.hidden[0], explanation.hidden[_pair(explanation)[1]]
+    again = "hidden, flipped" if torch.equal(second, ~first) else "hidden again"
+    return ["original", "hidden", "redraw", again, "redraw", "distance"]
+
+
+def _pair(explanation: Explanation) -> tuple[int, int]:
+    """The attempts shown: the first two, or the only one twice."""
+    return 0, min(1, len(explanation.redraws) - 1)
+
+
 def _draw_row(axes: Any, explanation: Explanation, top: float) -> None:
-    pair = (0, min(1, len(explanation.redraws) - 1))
     shown = [_picture(explanation.original)]
-    for attempt in pair:
+    for attempt in _pair(explanation):
         hidden = explanation.hidden[attempt].expand_as(explanation.original)
         shown.append(_picture(torch.where(hidden, torch.zeros(()), explanation.original)))
         shown.append(_picture(explanation.redraws[attempt]))
