@@ -67,7 +67,9 @@ def main() -> None:
             return
         vae.eval()
         scores = {
-            name: torch.cat([scorer.compare(scorer.answers(b)) for b in x.split(scorer.batch)])
+            name: torch.cat(
+                [scorer.compare(scorer.answers(b)) for b in torch.split(x, scorer.batch)]
+            )
             for name, x in sides.items()
         }
         vae.train()
