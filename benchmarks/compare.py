@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from speed import draw_frontier
 
-from liftmap.aggregate import aggregate
 from liftmap.engines.tables import read_distances, read_scores
 from liftmap.evaluation.metrics import evaluate_scores, paired_auroc_difference
+from liftmap.stages.aggregate import aggregate
 
 
 def reference_scores(path: Path, kind: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from liftmap.detector import Detector
 from liftmap.engines.ray import Cluster, score_on_ray
 from liftmap.engines.tables import read_rows
 from liftmap.images.sources import open_source
-from liftmap.method import find_method
+from liftmap.stages.method import find_method
 
 WORKER = "ray::"  # how Ray titles a process that works
 PAUSE = 0.5  # seconds between looks at a run

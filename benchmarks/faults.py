@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from liftmap.demo import SAMPLES
+from liftmap.cli.demo import SAMPLES
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import load_checkpoint
 from liftmap.engines.tables import read_rows

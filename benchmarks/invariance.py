@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from liftmap.detector import Detector, Scored
-from liftmap.images.sources import open_source, take
+from liftmap.images.entry import take
+from liftmap.images.sources import open_source
 
 
 def main() -> None:

@@ -12,14 +12,15 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from liftmap.aggregate import Scales, aggregate
+from liftmap.cli.terminal import ScoreProgress
 from liftmap.detector import Detector
 from liftmap.diffusion.samplers import SamplerSettings
 from liftmap.engines.local import score_source
 from liftmap.engines.tables import read_distances
-from liftmap.images.sources import open_source, take
-from liftmap.method import Method
-from liftmap.terminal import ScoreProgress
+from liftmap.images.entry import take
+from liftmap.images.sources import open_source
+from liftmap.stages.aggregate import Scales, aggregate
+from liftmap.stages.method import Method
 
 KINDS = ("lpips", "mse", "ssim")
 ATTEMPTS = 10

@@ -17,14 +17,14 @@ from torchvision.transforms.functional import gaussian_blur
 
 from liftmap.baselines.base import noise_of
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
-from liftmap.distances import load_distances
 from liftmap.evaluation.metrics import auroc
 from liftmap.images.prepare import to_model_range
 from liftmap.images.sources import open_source
-from liftmap.inpaint import inpaint
-from liftmap.masks import hidden_masks
-from liftmap.method import find_method
 from liftmap.scorer import preparation_of
+from liftmap.stages.distances import load_distances
+from liftmap.stages.inpaint import inpaint
+from liftmap.stages.masks import hidden_masks
+from liftmap.stages.method import find_method
 
 METHOD = find_method("redraws")
 ATTEMPTS, ADDED = 2, 0.1

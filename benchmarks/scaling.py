@@ -25,7 +25,7 @@ from liftmap.diffusion.denoiser import Parametrisation
 from liftmap.diffusion.network import build_unet, find_preset
 from liftmap.diffusion.process import VP
 from liftmap.evaluation.speed import measure_speed
-from liftmap.method import Method, find_method
+from liftmap.stages.method import Method, find_method
 
 
 def run(words: list[str]) -> tuple[float, float]:

@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 
 from liftmap.detector import Detector
-from liftmap.images.sources import open_source, readable
+from liftmap.images.entry import readable
+from liftmap.images.sources import open_source
 
 BAD_SHARE, SEVERAL_SHARE, SEVERAL = 0.1, 0.2, 8
 PATIENCE = 90.0  # seconds

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from validation import SHIFTS, known_split, shifted
 
-from liftmap.aggregate import Rule, Scale, rule_rows
 from liftmap.baselines.mahalanobis import Mahalanobis
+from liftmap.cli.terminal import CountProgress
 from liftmap.detector import Detector, Measured
 from liftmap.evaluation.metrics import auroc
-from liftmap.images.sources import open_source, readable
-from liftmap.method import find_method
-from liftmap.terminal import CountProgress
+from liftmap.images.entry import readable
+from liftmap.images.sources import open_source
+from liftmap.stages.aggregate import Rule, Scale, rule_rows
+from liftmap.stages.method import find_method
 
 
 def measured(detector: Detector, pixels: Tensor, name: str) -> Measured:

@@ -23,8 +23,9 @@ from liftmap.detector import Detector
 from liftmap.evaluation.metrics import evaluate_scores, paired_auroc_difference
 from liftmap.evaluation.speed import Speed, latency, matrix_peak, measure_speed
 from liftmap.files import atomic_path
-from liftmap.images.sources import open_source, take
-from liftmap.method import Method
+from liftmap.images.entry import take
+from liftmap.images.sources import open_source
+from liftmap.stages.method import Method
 
 
 class Named(NamedTuple):

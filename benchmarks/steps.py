@@ -20,10 +20,10 @@ from redraws import columns, evidence, measured, sampler, scores
 from torch import Tensor
 from validation import SHIFTS, write_validation
 
-from liftmap.aggregate import PAIR, Scales, aggregate, rule_rows, until_settled
 from liftmap.detector import Detector
 from liftmap.evaluation.metrics import auroc, paired_auroc_difference
-from liftmap.method import METHODS
+from liftmap.stages.aggregate import PAIR, Scales, aggregate, rule_rows, until_settled
+from liftmap.stages.method import METHODS
 
 
 class Sides(NamedTuple):

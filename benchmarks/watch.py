@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from liftmap.detector import Detector
-from liftmap.drift import DriftTest
+from liftmap.engines.drift import DriftTest
 from liftmap.engines.tables import read_scores
 
 

@@ -26,8 +26,8 @@ from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.errors import CalibrationError, ModelError
 from liftmap.images.store import PreparedImages
-from liftmap.mixture import Candidate
 from liftmap.scorer import Scorer, preparation_of
+from liftmap.stages.mixture import Candidate
 
 METHOD = replace(small_method(attempts=2, steps=1), distance="mse+ssim", early_stop=0.5)
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from tiny import pixels, small_checkpoint, small_detector, small_method, standard_density
 
-from liftmap.aggregate import Rule, Scales
 from liftmap.detector import Detector
 from liftmap.errors import CalibrationError, ImageError, ModelError
 from liftmap.images.store import PreparedImages
-from liftmap.masks import MaskSettings
-from liftmap.mixture import COMPONENTS, Mixture
+from liftmap.stages.aggregate import Rule, Scales
+from liftmap.stages.masks import MaskSettings
+from liftmap.stages.mixture import COMPONENTS, Mixture
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bf16", 1e-3)])
@@ -58,7 +58,7 @@ def test_every_mask_works_with_every_distance(distance: str, mask: str) -> None:
 
 
 def test_lifting_by_noise_works_and_costs_its_share() -> None:
-    method = replace(small_method(attempts=2, steps=10), start=0.5)
+    method = replace(small_method(attempts=2, steps=10), noised_to=0.5)
     assert method.evaluations == 10
     assert small_detector(method).score_pixels(pixels(2)).scores.isfinite().all()
 
@@ -182,7 +182,7 @@ def with_norms(**changes: Any) -> Detector:
     return detector
 
 
-def test_score_norms_add_to_every_attempt_how_unusual_they_are() -> None:
+def test_noise_norms_add_to_every_attempt_how_unusual_they_are() -> None:
     detector, alone = with_norms(), small_detector(small_method(attempts=4), precision="float32")
     images = pixels(5)
     scored, usual = detector.score_pixels(images), detector.rule.surprise

@@ -11,7 +11,7 @@ from liftmap.diffusion import network
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
 from liftmap.diffusion.training import Trainer, TrainingSettings
 from liftmap.errors import ModelError, OutputError, SettingsError
-from liftmap.fitting import HoldOut, Listener, fit_checkpoint
+from liftmap.fitting import FitListener, HoldOut, fit_checkpoint
 from liftmap.images.prepare import Preparation
 from liftmap.images.sources import open_source
 from liftmap.images.store import PreparedImages
@@ -67,7 +67,7 @@ def test_small_sources_give_a_larger_share(hold_out: HoldOut, images: int, expec
 def test_the_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
     notes: list[str] = []
     made = fit(
-        save_images(tmp_path / "i", 20), tmp_path / "m", listener=Listener(on_note=notes.append)
+        save_images(tmp_path / "i", 20), tmp_path / "m", listener=FitListener(on_note=notes.append)
     )
     assert [len(part) for part in made[1:]] == [15, 5]
     assert notes == ["15 images to train on, 5 held out for calibration"]
@@ -83,7 +83,7 @@ def test_two_runs_on_one_folder_are_refused(tmp_path: Path) -> None:
             fit(images, tmp_path / "m")
         refused.append(caught)
 
-    fit(images, tmp_path / "m", listener=Listener(on_note=second))
+    fit(images, tmp_path / "m", listener=FitListener(on_note=second))
     assert len(refused) == 1
 
 
@@ -101,7 +101,7 @@ def test_a_full_disk_in_the_middle_is_reported_and_training_goes_on(
     monkeypatch.setattr(Trainer, "save_state", full_once)
     notes: list[str] = []
     images = save_images(tmp_path / "i", 20)
-    fit(images, tmp_path / "m", listener=Listener(on_note=notes.append))
+    fit(images, tmp_path / "m", listener=FitListener(on_note=notes.append))
     assert "not saved, training goes on: No space left on device" in notes
     assert (tmp_path / "m" / fitting.STATE).exists()
 

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from liftmap.aggregate import Rule, Scale, Scales
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.denoiser import Parametrisation
 from liftmap.diffusion.network import Preset, build_unet
 from liftmap.diffusion.process import VP
 from liftmap.diffusion.samplers import SamplerSettings
-from liftmap.method import Method
-from liftmap.mixture import Mixture
+from liftmap.stages.aggregate import Rule, Scale, Scales
+from liftmap.stages.method import Method
+from liftmap.stages.mixture import Mixture
 
 SMALL = Preset((32, 32), blocks=1, attention=(), patch=4)
 

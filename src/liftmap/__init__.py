@@ -19,14 +19,14 @@ from liftmap.errors import (
 )
 
 if TYPE_CHECKING:
-    from liftmap.calibrate import Calibration
     from liftmap.detector import Detector
     from liftmap.diffusion.samplers import SamplerSettings
     from liftmap.diffusion.training import TrainingSettings
     from liftmap.images.prepare import Preparation
     from liftmap.images.sources import open_source
-    from liftmap.masks import MaskSettings
-    from liftmap.method import Method
+    from liftmap.stages.calibrate import Calibration
+    from liftmap.stages.masks import MaskSettings
+    from liftmap.stages.method import Method
 
 __all__ = [
     "Calibration",
@@ -50,10 +50,10 @@ __version__ = "0.1.0"
 
 # where each public name lives: torch is imported when one is first asked for, not for --help
 _HOMES = {
-    "Calibration": "liftmap.calibrate",
+    "Calibration": "liftmap.stages.calibrate",
     "Detector": "liftmap.detector",
-    "MaskSettings": "liftmap.masks",
-    "Method": "liftmap.method",
+    "MaskSettings": "liftmap.stages.masks",
+    "Method": "liftmap.stages.method",
     "Preparation": "liftmap.images.prepare",
     "SamplerSettings": "liftmap.diffusion.samplers",
     "TrainingSettings": "liftmap.diffusion.training",

@@ -44,7 +44,7 @@ def pyod_detector(detector: Detector, *, contamination: float = 0.05) -> Any:
             self._process_decision_scores()
             return self
 
-        def decision_function(self, X: np.ndarray) -> Float[np.ndarray, "n"]:
+        def decision_function(self, X: np.ndarray) -> Float[np.ndarray, " n"]:
             return _scores(detector, X)
 
     return LiftmapDetector()
@@ -73,7 +73,7 @@ def ood_detector(detector: Detector) -> Any:
         def fit_features(self, *args: Any, **kwargs: Any) -> "LiftmapDetector":
             return self
 
-        def predict(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n"]:
+        def predict(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
             return detector.score(x.detach().cpu()).to(x.device)
 
         def predict_features(self, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def ood_detector(detector: Detector) -> Any:
     return LiftmapDetector()
 
 
-def _scores(detector: Detector, images: np.ndarray) -> Float[np.ndarray, "n"]:
+def _scores(detector: Detector, images: np.ndarray) -> Float[np.ndarray, " n"]:
     """Scores of an array of images, a batch at a time."""
     if images.ndim not in (3, 4):
         raise SettingsError(f"X of shape {images.shape}: need images (n, h, w) or (n, h, w, c)")
@@ -91,7 +91,7 @@ def _scores(detector: Detector, images: np.ndarray) -> Float[np.ndarray, "n"]:
     return torch.cat(scores).double().numpy() if scores else np.empty(0)
 
 
-def outlier_labels(is_ood: Tensor) -> Int[np.ndarray, "n"]:
+def outlier_labels(is_ood: Tensor) -> Int[np.ndarray, " n"]:
     """Decisions as scikit-learn writes them: -1 for outliers, 1 for inliers.
 
     >>> outlier_labels(torch.tensor([True, False])).tolist()

@@ -15,25 +15,26 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL.Image import Image
 from torch import Tensor
 
-from liftmap.aggregate import PAIR, Rule, rule_rows, until_settled
-from liftmap.calibrate import Calibration
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint, save_about, save_checkpoint
 from liftmap.diffusion.denoiser import Precision
 from liftmap.diffusion.noise import ImageNoise, attempt_seed
-from liftmap.diffusion.score_norms import score_norms
+from liftmap.diffusion.noise_norms import noise_norms
 from liftmap.diffusion.training import TrainingSettings
-from liftmap.distances import load_distances
 from liftmap.errors import CalibrationError, ModelError, SettingsError
-from liftmap.explanation import Explanation
-from liftmap.fitting import HoldOut, Listener, fit_checkpoint, is_main_process
+from liftmap.fitting import FitListener, HoldOut, fit_checkpoint, is_main_process
+from liftmap.images.entry import Source
 from liftmap.images.prepare import Picture, Preparation, fingerprint, to_image, to_model_range
-from liftmap.images.sources import Source, open_source
+from liftmap.images.sources import open_source
 from liftmap.images.store import PreparedImages
-from liftmap.inpaint import inpaint, noise_and_denoise
-from liftmap.masks import hidden_masks
-from liftmap.method import Method, find_method
-from liftmap.mixture import COMPONENTS, MOST, Mixture
 from liftmap.scorer import preparation_of
+from liftmap.stages.aggregate import PAIR, Rule, rule_rows, until_settled
+from liftmap.stages.calibrate import Calibration
+from liftmap.stages.distances import load_distances
+from liftmap.stages.explanation import Explanation
+from liftmap.stages.inpaint import inpaint, noise_and_denoise
+from liftmap.stages.masks import hidden_masks
+from liftmap.stages.method import Method, find_method
+from liftmap.stages.mixture import COMPONENTS, MOST, Mixture
 
 MAPPED = 64  # in-domain images whose distance maps fix the colours of all
 CALM = 0.999  # share of their pixels that are drawn in the darker half of the colours
@@ -54,10 +55,10 @@ class Measured(NamedTuple):
 class Scored(NamedTuple):
     """Scores of a batch, higher = more out-of-distribution, and what they come from."""
 
-    scores: Float[Tensor, "b"]
+    scores: Float[Tensor, " b"]
     distances: Float[Tensor, "b attempts kinds"]  # NaN where an attempt was not needed
     norms: Float[Tensor, "b levels"]
-    attempts: Int[Tensor, "b"]
+    attempts: Int[Tensor, " b"]
 
 
 class _Batch(NamedTuple):
@@ -71,9 +72,9 @@ class _Batch(NamedTuple):
 class Predictions(NamedTuple):
     """Scores, the share of in-domain images at least as odd (p-value), and the decisions."""
 
-    scores: Float[Tensor, "b"]
-    p_values: Float[Tensor, "b"]
-    is_ood: Bool[Tensor, "b"]
+    scores: Float[Tensor, " b"]
+    p_values: Float[Tensor, " b"]
+    is_ood: Bool[Tensor, " b"]
 
 
 class Detector:
@@ -129,7 +130,7 @@ class Detector:
         hold_out: HoldOut | None = None,
         initial: str | Path | None = None,
         resume: bool = False,
-        listener: Listener | None = None,
+        listener: FitListener | None = None,
         **options: Any,
     ) -> "Detector":
         """Train on a source of in-domain images, calibrate on those held out, save to `output`.
@@ -181,7 +182,7 @@ class Detector:
         )
         return Scored(scores, distances, norms, attempts)
 
-    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
         """The scores alone of prepared images; raises as `score_pixels` does."""
         return self.score_pixels(pixels).scores
 
@@ -198,10 +199,10 @@ class Detector:
         found = []
         for rows in torch.split(torch.arange(len(batch.original)), self.rows):
             even = _evened(rows).to(batch.original.device)
-            found.append(score_norms(self.denoiser, batch.original[even])[: len(rows)])
+            found.append(noise_norms(self.denoiser, batch.original[even])[: len(rows)])
         return torch.cat(found)
 
-    def _surprise(self, norms: Float[Tensor, "b levels"]) -> Float[Tensor, "b"] | None:
+    def _surprise(self, norms: Float[Tensor, "b levels"]) -> Float[Tensor, " b"] | None:
         """Minus the log-density of the norms, if the method asks for them."""
         if not self.method.norms:
             return None
@@ -258,8 +259,10 @@ class Detector:
 
     def _redraw(self, original: Tensor, hidden: Tensor, noise: ImageNoise) -> Tensor:
         method = self.method
-        if method.start is not None:
-            return noise_and_denoise(self.denoiser, original, noise, method.sampler, method.start)
+        if method.noised_to is not None:
+            return noise_and_denoise(
+                self.denoiser, original, noise, method.sampler, method.noised_to
+            )
         return inpaint(self.denoiser, original, hidden, noise, method.sampler, method.resampling)
 
     def _halve_rows(self, error: Exception) -> None:
@@ -270,7 +273,7 @@ class Detector:
             raise ModelError("not enough memory for a single redraw: free some") from error
         self.rows //= 2
 
-    def score(self, images: Picture | Iterable[Picture]) -> Float[Tensor, "b"]:
+    def score(self, images: Picture | Iterable[Picture]) -> Float[Tensor, " b"]:
         """How far each image is from its redraws; higher = more out-of-distribution.
 
         Args:
@@ -416,7 +419,7 @@ class Detector:
         found = []
         for first in range(0, min(MOST, len(images)), self.rows):
             rows = torch.arange(first, min(first + self.rows, MOST, len(images)))
-            found.append(score_norms(self.denoiser, images.take(rows).to(self.device)))
+            found.append(noise_norms(self.denoiser, images.take(rows).to(self.device)))
         self._fit_density(torch.cat(found))
 
     def _fit_density(self, norms: Float[Tensor, "n levels"]) -> None:
@@ -508,7 +511,7 @@ class Detector:
             save_about(self.checkpoint, Path(folder))
 
 
-def _evened(rows: Int[Tensor, "n"]) -> Int[Tensor, "m"]:
+def _evened(rows: Int[Tensor, " n"]) -> Int[Tensor, " m"]:
     """The rows, of more than 32 the last repeated until they are a multiple of 16.
 
     The CPU's library keeps code and buffers for each shape of batch that it has met. How many

@@ -21,8 +21,8 @@ from liftmap.diffusion.process import PROCESSES
 from liftmap.diffusion.training import Progress, Trainer, TrainingSettings
 from liftmap.errors import ModelError, OutputError, SettingsError
 from liftmap.files import atomic_path, held
+from liftmap.images.entry import Source
 from liftmap.images.prepare import Preparation
-from liftmap.images.sources import Source
 from liftmap.images.store import PreparedImages, store_source
 
 IMAGES = "images.u8"
@@ -56,7 +56,7 @@ class HoldOut:
 
 
 @dataclass
-class Listener:
+class FitListener:
     """Where a long fit reports to; the command draws progress bars from it."""
 
     on_image: Callable[[], None] = lambda: None
@@ -76,7 +76,7 @@ def fit_checkpoint(
     hold_out: HoldOut,
     initial: str | Path | None = None,
     resume: bool = False,
-    listener: Listener | None = None,
+    listener: FitListener | None = None,
 ) -> tuple[Checkpoint, PreparedImages, PreparedImages]:
     """Train a preset, or a model that exists, on a source.
 
@@ -89,7 +89,7 @@ def fit_checkpoint(
     Raises:
         SettingsError, SourceError, ModelError, OutputError: see the parts.
     """
-    listener = listener or Listener()
+    listener = listener or FitListener()
     torch.manual_seed(settings.seed)
     checkpoint = _fresh(preset, preparation) if initial is None else _loaded(initial, preparation)
     network = Patched(checkpoint.unet, checkpoint.patch)
@@ -173,7 +173,7 @@ class _Once:
     """Prepares the images on the main process; the others wait for the file."""
 
     def __init__(
-        self, folder: Path, source: Source, preparation: Preparation, listener: Listener
+        self, folder: Path, source: Source, preparation: Preparation, listener: FitListener
     ) -> None:
         self.folder, self.source = folder, source
         self.preparation, self.listener = preparation, listener

@@ -40,7 +40,7 @@ class Scorer(Protocol):
             on_batch: called with how much is done and how much there is.
         """
 
-    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
         """Scores of prepared images; each depends on its image alone."""
 
     def save(self, folder: str | Path) -> None:

@@ -10,11 +10,11 @@ from liftmap.baselines.inpainters import (
     MAEInpainting,
     MaskedAutoencoder,
 )
-from liftmap.distances import LPIPS
 from liftmap.errors import ModelError, SettingsError
 from liftmap.images.prepare import Preparation, to_model_range
 from liftmap.images.store import PreparedImages
-from liftmap.masks import MaskSettings, centre, checkerboard
+from liftmap.stages.distances import LPIPS
+from liftmap.stages.masks import MaskSettings, centre, checkerboard
 
 GREY = Preparation(32, 32, 1)
 

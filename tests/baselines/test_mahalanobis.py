@@ -8,9 +8,9 @@ from sklearn.covariance import LedoitWolf
 from tiny import pixels
 
 from liftmap.baselines.mahalanobis import Mahalanobis
-from liftmap.distances import LPIPS
 from liftmap.images.prepare import Preparation, to_model_range
 from liftmap.images.store import PreparedImages
+from liftmap.stages.distances import LPIPS
 
 GREY = Preparation(32, 32, 1)
 

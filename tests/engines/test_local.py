@@ -12,7 +12,8 @@ from liftmap.detector import Detector
 from liftmap.engines.local import Summary, score_source
 from liftmap.engines.tables import read_distances, read_scores
 from liftmap.errors import CalibrationError, OutputError
-from liftmap.images.sources import Source, open_source, take
+from liftmap.images.entry import Source, take
+from liftmap.images.sources import open_source
 
 
 def detector() -> Detector:

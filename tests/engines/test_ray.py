@@ -17,7 +17,8 @@ from liftmap.engines.ray import Cluster, _Diary, _Job, _Worker, score_on_ray
 from liftmap.engines.tables import read_rows
 from liftmap.errors import OutputError
 from liftmap.files import held
-from liftmap.images.sources import Entry, Source, open_source
+from liftmap.images.entry import Entry, Source
+from liftmap.images.sources import open_source
 
 ray = pytest.importorskip("ray")
 

@@ -14,7 +14,8 @@ from liftmap.engines import watch as module
 from liftmap.engines.tables import read_rows
 from liftmap.engines.watch import Watch, Watched, from_folder, from_lines, watch
 from liftmap.errors import OutputError, SourceError
-from liftmap.images.sources import Entry, open_source
+from liftmap.images.entry import Entry
+from liftmap.images.sources import open_source
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from liftmap.baselines.msma import MSMA
 from liftmap.detector import Detector
 from liftmap.errors import ModelError
 from liftmap.evaluation.benchmark import (
-    Listener,
+    BenchmarkListener,
     Task,
     run_benchmark,
     table_rows,
@@ -19,9 +19,10 @@ from liftmap.evaluation.benchmark import (
     write_benchmark,
 )
 from liftmap.evaluation.entrants import find_entrants, lmd, lmd_by_each
-from liftmap.images.sources import open_source, take
+from liftmap.images.entry import take
+from liftmap.images.sources import open_source
 from liftmap.images.store import PreparedImages
-from liftmap.mixture import Candidate
+from liftmap.stages.mixture import Candidate
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_a_rerun_scores_nothing_and_gives_the_same_table(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored: list[str] = []
-    listener = Listener(on_cell=lambda method, source, images: scored.append(method))
+    listener = BenchmarkListener(on_cell=lambda method, source, images: scored.append(method))
     folder = tmp_path / "b"
     first = run_benchmark([task], find_entrants(["msma"]), folder, listener=listener)
     assert scored == ["preparing", "msma learns", "msma", "msma"]
@@ -60,7 +61,7 @@ def test_a_rerun_scores_nothing_and_gives_the_same_table(
 
 def test_a_further_method_adds_its_own_cells_only(task: Task, tmp_path: Path) -> None:
     scored: list[str] = []
-    listener = Listener(on_cell=lambda method, source, images: scored.append(method))
+    listener = BenchmarkListener(on_cell=lambda method, source, images: scored.append(method))
     run_benchmark([task], find_entrants(["msma"]), tmp_path / "b", listener=listener)
     scored.clear()
     records = run_benchmark(
@@ -73,7 +74,7 @@ def test_a_further_method_adds_its_own_cells_only(task: Task, tmp_path: Path) ->
 
 def test_what_was_learnt_is_kept_and_shared(task: Task, tmp_path: Path) -> None:
     told: list[str] = []
-    listener = Listener(on_cell=lambda method, source, images: told.append(method))
+    listener = BenchmarkListener(on_cell=lambda method, source, images: told.append(method))
     folder = tmp_path / "b"
     run_benchmark([task], find_entrants(["mahalanobis"]), folder, listener=listener)
     assert "mahalanobis learns" in told
@@ -96,7 +97,7 @@ def test_several_distances_share_the_redraws_and_score_as_each_alone(
     task: Task, tmp_path: Path
 ) -> None:
     told: list[str] = []
-    listener = Listener(on_cell=lambda method, source, images: told.append(method))
+    listener = BenchmarkListener(on_cell=lambda method, source, images: told.append(method))
     both = small_method()
     shared = lmd_by_each(replace(both, distance="lpips+mse"))
     entrants = {
@@ -165,7 +166,7 @@ def test_the_split_is_the_trainings_own(task: Task, tmp_path: Path) -> None:
 
 def test_a_cell_belongs_to_a_files_content_wherever_it_lies(task: Task, tmp_path: Path) -> None:
     scored: list[str] = []
-    listener = Listener(on_cell=lambda method, source, images: scored.append(method))
+    listener = BenchmarkListener(on_cell=lambda method, source, images: scored.append(method))
     rows = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8)
     methods = find_entrants(["mahalanobis"])
     for place in ("here", "there"):

@@ -13,11 +13,12 @@ from liftmap.engines.local import score_source
 from liftmap.engines.tables import read_distances
 from liftmap.errors import SettingsError
 from liftmap.evaluation import figures
-from liftmap.evaluation.benchmark import Listener, Task
+from liftmap.evaluation.benchmark import BenchmarkListener, Task
 from liftmap.evaluation.figures import FIGURES, Tools, attempts_curves, class_by_class, draw_masks
 from liftmap.evaluation.metrics import auroc
+from liftmap.images.entry import Source
 from liftmap.images.labels import read_labels
-from liftmap.images.sources import Source, open_source
+from liftmap.images.sources import open_source
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_an_inpainter_is_trained_once_for_three_masks(
     checkpoint.about["training"] = {"hold_out": {"share": 0.3, "most": 9}, "settings": {"seed": 0}}
     save_checkpoint(checkpoint, Path(task.model))
     learning: list[str] = []
-    listener = Listener(on_cell=lambda what, source, images: learning.append(what))
+    listener = BenchmarkListener(on_cell=lambda what, source, images: learning.append(what))
     tools = named(task)._replace(progress=lambda: nullcontext(listener))
     made = FIGURES[figure].draw(task, small_method(), tmp_path / "f", tools)
     assert [path.name for path in made] == [f"{prefix}-{name}" for name in NAMES]

@@ -8,14 +8,15 @@ from liftmap.errors import SettingsError, SourceError
 from liftmap.evaluation.paper import (
     ARTEFACTS,
     PAIRS,
+    agenda,
     beside_the_paper,
     by_data_set,
     entrants_of,
     every_figure,
-    plan,
     published,
 )
-from liftmap.images.sources import Source, open_source
+from liftmap.images.entry import Source
+from liftmap.images.sources import open_source
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_pairs_without_model_or_data_are_left_out_with_the_reason(
             raise SourceError("KMNIST is not here")
         return open_source(images)
 
-    made = plan(PAIRS, models, find)
+    made = agenda(PAIRS, models, find)
     assert set(made.pairs) == {("MNIST", "FashionMNIST"), ("FashionMNIST", "MNIST")}
     assert made.missing["MNIST", "KMNIST"] == "KMNIST is not here"
     assert "no such folder" in made.missing["CIFAR10", "SVHN"]
@@ -74,7 +75,7 @@ def test_pairs_without_model_or_data_are_left_out_with_the_reason(
         raise SourceError("no data")
 
     with pytest.raises(SettingsError, match="none of these pairs can be run"):
-        plan(PAIRS, models, nothing)
+        agenda(PAIRS, models, nothing)
 
 
 def record(method: str, auroc: float, **changes: object) -> dict[str, object]:

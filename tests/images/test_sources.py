@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from liftmap.errors import ImageError, SourceError
-from liftmap.images.sources import Source, open_source, take
+from liftmap.images.entry import Source, take
+from liftmap.images.sources import open_source
 
 SHADES = [10, 80, 200]
 

@@ -5,11 +5,11 @@ import pytest
 from scipy.stats import betabinom
 from tiny import save_images, small_detector
 
-from liftmap.calibrate import Calibration
 from liftmap.detector import Detector
 from liftmap.errors import CalibrationError, SettingsError
 from liftmap.images.sources import open_source
-from liftmap.report.collect import collect, interval, surprise, windows
+from liftmap.report.collect import chance, collect, interval, windows
+from liftmap.stages.calibrate import Calibration
 
 CALIBRATION = Calibration.from_scores([i / 199 for i in range(199)])
 
@@ -52,19 +52,19 @@ def test_skipped_images_are_listed_with_their_reason(detector: Detector) -> None
 def test_the_interval_and_the_surprise_are_beta_binomial() -> None:
     expected = betabinom(500, 10, 190)
     assert interval(CALIBRATION, 0.05, 500) == expected.interval(0.95)
-    assert surprise(CALIBRATION, 0.05, 500, 40) == pytest.approx(1 - expected.cdf(39))
-    assert surprise(CALIBRATION, 0.05, 500, 0) == pytest.approx(1.0)
-    assert surprise(CALIBRATION, 0.05, 0, 0) == 1.0
+    assert chance(CALIBRATION, 0.05, 500, 40) == pytest.approx(1 - expected.cdf(39))
+    assert chance(CALIBRATION, 0.05, 500, 0) == pytest.approx(1.0)
+    assert chance(CALIBRATION, 0.05, 0, 0) == 1.0
 
 
 def test_in_domain_batches_surprise_as_rarely_as_they_should() -> None:
-    """Over calibrations and batches of one distribution: P(surprise <= 0.05) is at most 0.05."""
+    """Over calibrations and batches of one distribution: P(chance <= 0.05) is at most 0.05."""
     draw = np.random.default_rng(0)
     found = []
     for _ in range(400):
         calibration = Calibration.from_scores(draw.normal(size=199).tolist())
         flagged = (draw.normal(size=300) > calibration.threshold(0.05)).sum()
-        found.append(surprise(calibration, 0.05, 300, int(flagged)))
+        found.append(chance(calibration, 0.05, 300, int(flagged)))
     assert (np.array(found) <= 0.05).mean() <= 0.08
 
 

@@ -13,7 +13,7 @@ PAGE = Page(
     skipped=[("c.png", "the file is empty")],
     calibration=[0.0, 0.5, 2.0],
     expected=(0.0, 1.0),
-    surprise=0.4,
+    chance=0.4,
     windows=[],
     gallery=[Pictured("a.png", 1.0, 0.01, "1 in 100", "data:image/webp;base64,AA", "data:x")],
     curves=[Curve("b/*", 9, 3, (0.9, 0.8, 1.0), (0.2, 0.1, 0.3), [(0.0, 0.0), (1.0, 1.0)])],
@@ -73,4 +73,4 @@ def test_known_images_show_their_curve_and_interval() -> None:
 
 def test_the_batch_as_a_whole_is_spoken_of() -> None:
     assert "and so many or more in 40 of 100." in render(PAGE)
-    assert "the batch as a whole is not in-domain" in render(replace(PAGE, surprise=1e-6))
+    assert "the batch as a whole is not in-domain" in render(replace(PAGE, chance=1e-6))

@@ -138,5 +138,5 @@ class AnoGAN(Trained):
             optimizer.step()
         return best[:, None].cpu()
 
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         return answers[:, 0]

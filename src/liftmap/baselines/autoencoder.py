@@ -107,7 +107,7 @@ class AEMSE(ByAutoencoder):
     As LMD's authors compare: trained on in-domain images, which it then reproduces best.
     """
 
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         return answers[:, 0]
 
 
@@ -120,5 +120,5 @@ class AEMH(ByAutoencoder):
     held-out in-domain images, since OOD examples are not to be had.
     """
 
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         return (self._both(answers) * self.learnt["weights"]).sum(1)

@@ -63,10 +63,10 @@ class Baseline(ABC):
         """See `Scorer.learn`."""
 
     @abstractmethod
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         """Scores of the answers by what was learnt."""
 
-    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
         """See `Scorer.scores`.
 
         Raises:

@@ -10,10 +10,10 @@ from liftmap.baselines.base import OnBatch, noise_of
 from liftmap.baselines.on_diffusion import OnDiffusion
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.samplers import SamplerSettings
-from liftmap.distances import load_distances
 from liftmap.images.prepare import to_model_range
 from liftmap.images.store import PreparedImages
-from liftmap.inpaint import noise_and_denoise
+from liftmap.stages.distances import load_distances
+from liftmap.stages.inpaint import noise_and_denoise
 
 SAMPLER = SamplerSettings("dpm-solver++", steps=100)
 STARTS = tuple(range(2, 100, 16))  # steps back from each level: 350 evaluations in all
@@ -68,6 +68,6 @@ class DDPMOOD(OnDiffusion):
         answers = self._all_answers(held_out, MOST, on_batch)
         self.learnt = {"centre": answers.mean(0), "spread": answers.std(0).clamp_min(1e-9)}
 
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         z = (answers - self.learnt["centre"]) / self.learnt["spread"]
         return z.sum(1) / len(STARTS)

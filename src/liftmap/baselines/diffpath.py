@@ -11,7 +11,7 @@ from liftmap.baselines.on_diffusion import ByDensity
 from liftmap.diffusion.samplers import levels_of
 from liftmap.diffusion.training import T_MIN
 from liftmap.images.prepare import to_model_range
-from liftmap.mixture import Candidate
+from liftmap.stages.mixture import Candidate
 
 STEPS = 10
 

@@ -15,15 +15,15 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
-from liftmap.aggregate import aggregate
 from liftmap.baselines.base import Baseline, OnBatch
 from liftmap.baselines.trained import Trained
-from liftmap.distances import LPIPS
 from liftmap.errors import ModelError, SettingsError
-from liftmap.explanation import Explanation
 from liftmap.images.prepare import Preparation, to_model_range
 from liftmap.images.store import PreparedImages
-from liftmap.masks import MaskSettings, hidden_masks, random_patches
+from liftmap.stages.aggregate import aggregate
+from liftmap.stages.distances import LPIPS
+from liftmap.stages.explanation import Explanation
+from liftmap.stages.masks import MaskSettings, hidden_masks, random_patches
 
 PATCH = 4  # pixels a side of what is hidden in training; the default mask's cells at 32x32
 ATTEMPTS = 2
@@ -100,7 +100,7 @@ class ByInpainting(Baseline):
             hidden = mask.expand(len(x), 1, height, width)
             yield hidden, torch.where(hidden, self.redraw(x, hidden).clamp(-1, 1), x)
 
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         return aggregate(answers)
 
 

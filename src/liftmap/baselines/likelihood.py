@@ -72,7 +72,7 @@ class Likelihood(OnDiffusion):
     ) -> None:
         """Nothing to learn."""
 
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         return answers[:, 0]
 
 
@@ -103,7 +103,7 @@ class InputComplexity(Likelihood):
         coded = [code_length(image, self.compressor) for image in pixels]
         return torch.cat([super().answers(pixels), torch.tensor(coded)[:, None]], 1)
 
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         return answers[:, 0] - answers[:, 1]
 
 

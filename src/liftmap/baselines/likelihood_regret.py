@@ -74,8 +74,8 @@ class VAE(nn.Module):
         self,
         pixels: Int[Tensor, "n c h w"],
         code: Float[Tensor, "n d"],
-        positions: Int[Tensor, "p"] | None = None,
-    ) -> Float64[Tensor, "n"]:
+        positions: Int[Tensor, " p"] | None = None,
+    ) -> Float64[Tensor, " n"]:
         """Of the pixels given codes, in nats; estimated by some of the h * w positions if given."""
         if positions is None:
             each = cross_entropy(self.decoder(code), pixels, reduction="none")
@@ -164,7 +164,7 @@ class LikelihoodRegret(Trained):
         found = [self._importance_weighted(levels, q, draws) for q in (before, after)]
         return torch.stack(found, 1).cpu()
 
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         return answers[:, 1] - answers[:, 0]
 
     def _encode(self, encoders: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from liftmap.baselines.base import Baseline, OnBatch
-from liftmap.distances import LPIPS, FeatureCosine
 from liftmap.images.prepare import Preparation, to_model_range
 from liftmap.images.store import PreparedImages
+from liftmap.stages.distances import LPIPS, FeatureCosine
 
 MOST = 5000  # training images that the Gaussian is fitted to
 
@@ -81,6 +81,6 @@ class Mahalanobis(Baseline):
             "precision": torch.from_numpy(fitted.precision_),
         }
 
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         off = answers.double() - self.learnt["centre"]
         return ((off @ self.learnt["precision"]) * off).sum(1).clamp_min(0).sqrt()

@@ -6,19 +6,19 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from liftmap.baselines.on_diffusion import ByDensity
-from liftmap.diffusion.score_norms import LEVELS, score_norms
+from liftmap.diffusion.noise_norms import LEVELS, noise_norms
 from liftmap.images.prepare import to_model_range
-from liftmap.mixture import COMPONENTS
+from liftmap.stages.mixture import COMPONENTS
 
 
 class MSMA(ByDensity):
     """ "Multiscale Score Matching for Out-of-Distribution Detection", Mahmood et al. 2021.
 
     The score network is asked about the clean image as if it were noisy, at ten noise levels
-    (`score_norms`), and a Gaussian mixture of 2, 4, ..., 20 components says how usual the ten norms
+    (`noise_norms`), and a Gaussian mixture of 2, 4, ..., 20 components says how usual the ten norms
     of sigma times the score are.
 
-    Departure: any diffusion model serves, see `score_norms`.
+    Departure: any diffusion model serves, see `noise_norms`.
     """
 
     candidates: ClassVar = COMPONENTS
@@ -28,4 +28,4 @@ class MSMA(ByDensity):
         return LEVELS
 
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        return score_norms(self.denoiser, to_model_range(pixels).to(self.device))
+        return noise_norms(self.denoiser, to_model_range(pixels).to(self.device))

@@ -13,8 +13,8 @@ from liftmap.baselines.base import LEARNT, Baseline, OnBatch, read_about
 from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from liftmap.diffusion.denoiser import Precision
 from liftmap.images.store import PreparedImages
-from liftmap.mixture import MOST, Candidate, Mixture
 from liftmap.scorer import preparation_of
+from liftmap.stages.mixture import MOST, Candidate, Mixture
 
 
 class OnDiffusion(Baseline):
@@ -69,5 +69,5 @@ class ByDensity(OnDiffusion):
         answers = self._all_answers(train, MOST, on_batch)
         self.learnt = Mixture.fit(answers, self.candidates)._asdict()
 
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         return -Mixture(**self.learnt).log_density(answers)

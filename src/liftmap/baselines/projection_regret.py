@@ -10,10 +10,10 @@ from liftmap.baselines.base import OnBatch, noise_of
 from liftmap.baselines.on_diffusion import OnDiffusion
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.samplers import SamplerSettings
-from liftmap.distances import load_distances
 from liftmap.images.prepare import to_model_range
 from liftmap.images.store import PreparedImages
-from liftmap.inpaint import noise_and_denoise
+from liftmap.stages.distances import load_distances
+from liftmap.stages.inpaint import noise_and_denoise
 
 SAMPLER = SamplerSettings("renoise", steps=10, spacing="quadratic")
 STARTS = (0.2, 0.3, 0.4)  # noise times that the image is projected from
@@ -70,5 +70,5 @@ class ProjectionRegret(OnDiffusion):
     ) -> None:
         """Nothing to learn beyond the diffusion model."""
 
-    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         return answers[:, 0] - answers[:, 1]

@@ -16,7 +16,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": research.evaluate,
     "benchmark": research.benchmark,
     "reproduce": research.reproduce,
-    "bench": research.bench,
+    "speed": research.speed,
     "demo": models.demo,
     "info": models.info,
     "import-score-sde": models.import_score_sde,

@@ -9,14 +9,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from liftmap.engines.memory import keep_freed_memory
 from liftmap.errors import LiftmapError, SettingsError
-from liftmap.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from liftmap.detector import Detector
     from liftmap.engines.local import Summary, Upto
-    from liftmap.images.sources import Source
-    from liftmap.method import Method
+    from liftmap.images.entry import Source
+    from liftmap.stages.method import Method
 
 console = Console()
 complaints = Console(stderr=True)
@@ -152,7 +152,7 @@ def method_of(name: str, steps: int | None, attempts: int | None, distance: str 
     """The named method with what the command line changes in it."""
     from dataclasses import replace
 
-    from liftmap.method import find_method
+    from liftmap.stages.method import find_method
 
     method = find_method(name)
     if steps is not None:
@@ -177,7 +177,8 @@ def load_detector(
 
 
 def open_images(spec: str, root: Path | None, download: bool, limit: int | None) -> "Source":
-    from liftmap.images.sources import open_source, take
+    from liftmap.images.entry import take
+    from liftmap.images.sources import open_source
 
     return take(open_source(spec, root=root, download=download), limit)
 
@@ -191,10 +192,10 @@ def report_on(
     title: str,
     **labels: Any,
 ) -> None:
+    from liftmap.cli.terminal import CountProgress
     from liftmap.engines.tables import read_rows
     from liftmap.report.collect import collect
     from liftmap.report.page import write_report
-    from liftmap.terminal import CountProgress
 
     rows = read_rows(table)
     with CountProgress(complaints, "explaining") as on_image:
@@ -204,6 +205,6 @@ def report_on(
 
 
 def print_about(detector: "Detector") -> None:
-    from liftmap.terminal import about_table
+    from liftmap.cli.terminal import about_table
 
     console.print(about_table(detector))

@@ -15,7 +15,7 @@ def demo(
     false_alarms: RateOption = 0.05,
 ) -> None:
     """The whole job on packaged images: clothes are normal, digits are not. No network, no data."""
-    from liftmap.demo import run_demo
+    from liftmap.cli.demo import run_demo
 
     run_demo(console, output, false_alarms)
 

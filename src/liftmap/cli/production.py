@@ -1,10 +1,13 @@
 """Scoring that goes on: a stream, a service."""
 
 import logging
+import signal
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Annotated
 
 import typer
@@ -119,7 +122,7 @@ def serve(
     try:
         import uvicorn
 
-        from liftmap.images.sources import readable
+        from liftmap.images.entry import readable
         from liftmap.serve.app import ServiceSettings, create_app
         from liftmap.serve.batcher import model_thread
     except ImportError as error:
@@ -139,11 +142,8 @@ def serve(
 
 
 @contextmanager
-def _until_told_to_stop() -> "Iterator[Event]":
+def _until_told_to_stop() -> Iterator[Event]:
     """An event that Ctrl-C and SIGTERM set, in place of what they do otherwise."""
-    import signal
-    from threading import Event
-
     stop = Event()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]

@@ -32,9 +32,12 @@ from liftmap.cli.base import (
 from liftmap.errors import MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from liftmap.detector import Detector
     from liftmap.evaluation.entrants import Entrant
-    from liftmap.images.sources import Source
+    from liftmap.evaluation.paper import Agenda
+    from liftmap.images.entry import Source
 
 
 SeedsOption = Annotated[
@@ -64,9 +67,9 @@ def evaluate(
     rows: RowsOption = None,
 ) -> None:
     """AUROC, AUPR and FPR@95TPR with bootstrap intervals, ROC curves and histograms."""
+    from liftmap.cli.terminal import ScoreProgress, evaluation_table
     from liftmap.engines.tables import read_scores
-    from liftmap.evaluation.report import Compared, write_evaluation
-    from liftmap.terminal import ScoreProgress, evaluation_table
+    from liftmap.evaluation.evaluate import Compared, write_evaluation
 
     chosen = method_of(method, steps, attempts, distance)
     detector = load_detector(model, chosen, device, precision, rows)
@@ -109,6 +112,7 @@ def benchmark(
     download: DownloadOption = False,
 ) -> None:
     """Compare methods on one model and the same images; a rerun computes only what is missing."""
+    from liftmap.cli.terminal import BenchmarkProgress, rows_table
     from liftmap.evaluation.benchmark import (
         Task,
         run_benchmark,
@@ -116,7 +120,6 @@ def benchmark(
         write_benchmark,
     )
     from liftmap.evaluation.entrants import find_entrants
-    from liftmap.terminal import BenchmarkProgress, rows_table
 
     entrants = find_entrants(methods or ["combined", "lmd", "msma", "diffpath", "ddpm-ood"])
     inside, *outside = (open_images(spec, root, download, limit) for spec in (in_domain, *out))
@@ -167,21 +170,21 @@ def reproduce(
     download: DownloadOption = False,
 ) -> None:
     """A table of the paper on your models and data, beside the published values; or a figure."""
+    from liftmap.cli.terminal import BenchmarkProgress, ScoreProgress, rows_table
     from liftmap.engines.local import score_source
     from liftmap.engines.tables import read_distances
     from liftmap.evaluation.benchmark import run_benchmark, write_rows
     from liftmap.evaluation.figures import FIGURES, Tools, draw_masks
     from liftmap.evaluation.paper import (
         ARTEFACTS,
+        agenda,
         beside_the_paper,
         by_data_set,
         entrants_of,
         every_figure,
-        plan,
     )
     from liftmap.images.labels import read_labels
-    from liftmap.method import find_method
-    from liftmap.terminal import BenchmarkProgress, ScoreProgress, rows_table
+    from liftmap.stages.method import find_method
 
     given = _sources(sources or [])
     if what == "figure8":
@@ -192,19 +195,19 @@ def reproduce(
         raise SettingsError(f"{what!r}: need one of {known}")
     artefact = ARTEFACTS.get(what) or FIGURES[what]
 
-    def planned_for(most: int | None) -> "Plan":
+    def planned_for(most: int | None) -> "Agenda":
         def find_source(name: str, split: str) -> "Source":
             spec = given.get((name, split), f"torchvision:{name}:{split}")
             return open_images(spec, root, download, most if split == "test" else None)
 
-        return plan(artefact.pairs, models, find_source)
+        return agenda(artefact.pairs, models, find_source)
 
     planned = planned_for(images)
     for pair, reason in planned.missing.items():
         complaints.print(f"[yellow]left out[/] {' > '.join(pair)}: {escape(reason)}")
     if what in FIGURES:
 
-        def measure(detector: "Detector", source: "Source", table: Path) -> "ndarray":
+        def measure(detector: "Detector", source: "Source", table: Path) -> "np.ndarray":
             if not table.exists():
                 with ScoreProgress(complaints, source.count(), source.name) as on_batch:
                     score_source(detector, source, table, to="distances", on_batch=on_batch)
@@ -238,7 +241,7 @@ def reproduce(
     console.print(f"written: {output}/{what}.md, {what}-intervals.md")
 
 
-def bench(
+def speed(
     model: ModelOption,
     source: Annotated[
         str | None, typer.Argument(help="Images to time on; noise by default.")
@@ -260,8 +263,8 @@ def bench(
     """What scoring costs here: seconds an image, latency, memory, use of the hardware."""
     import torch
 
+    from liftmap.cli.terminal import RoundProgress, speed_table
     from liftmap.evaluation.speed import latency, measure_speed
-    from liftmap.terminal import RoundProgress, bench_table
 
     names = methods or ["fast", "paper"]
     options = (device, precision, rows)
@@ -277,7 +280,7 @@ def bench(
     with RoundProgress(console, rounds * len(names)) as on_round:
         speeds = measure_speed(detectors, pixels, rounds=rounds, whole=whole, on_round=on_round)
     alone = latency(detectors[0], pixels)
-    console.print(bench_table(dict(zip(names, speeds, strict=True)), alone, len(pixels)))
+    console.print(speed_table(dict(zip(names, speeds, strict=True)), alone, len(pixels)))
 
 
 def _sources(given: list[str]) -> dict[tuple[str, str], str]:

@@ -39,7 +39,7 @@ from liftmap.cli.base import (
 from liftmap.errors import ImageError, SettingsError
 
 if TYPE_CHECKING:
-    from liftmap.engines.local import Summary
+    from liftmap.engines.local import Summary, Upto
 
 
 def train(
@@ -71,11 +71,11 @@ def train(
     download: DownloadOption = False,
 ) -> None:
     """Learn the normal images, and calibrate on some that are kept from training."""
+    from liftmap.cli.terminal import FitProgress
     from liftmap.detector import Detector
     from liftmap.diffusion.training import TrainingSettings
     from liftmap.fitting import HoldOut, is_main_process
     from liftmap.images.prepare import Preparation
-    from liftmap.terminal import FitProgress
 
     if steps is None and minutes is None:
         minutes = 40.0
@@ -132,10 +132,10 @@ def calibrate(
 
     import torch
 
+    from liftmap.cli.terminal import ScoreProgress
     from liftmap.detector import MAPPED, Measured
     from liftmap.engines.tables import read_distances, read_norms
-    from liftmap.images.sources import readable
-    from liftmap.terminal import ScoreProgress
+    from liftmap.images.entry import readable
 
     if not Path(model).is_dir():
         raise SettingsError(
@@ -198,7 +198,7 @@ def score(
 
     Exit codes: 0 done, 1 an error, 3 more flagged than --fail-if-flagged allows, 130 interrupted.
     """
-    from liftmap.terminal import ScoreProgress
+    from liftmap.cli.terminal import ScoreProgress
 
     if fail_if_flagged is not None and (uncalibrated or not 0 <= fail_if_flagged <= 1):
         raise SettingsError(f"--fail-if-flagged {fail_if_flagged}: need 0 to 1, and decisions")
@@ -236,7 +236,7 @@ def explain(
     precision: PrecisionOption = None,
 ) -> None:
     """Why an image was flagged: what was hidden, what the model drew there, where it differs."""
-    from liftmap.explanation import draw_explanations
+    from liftmap.stages.explanation import draw_explanations
 
     detector = load_detector(model, method_of(method, None, None, None), device, precision, None)
     found, titles = [], []
@@ -294,7 +294,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _print_summary(summary: "Summary", output: Path, false_alarms: float | None) -> None:
-    from liftmap.terminal import summary_lines
+    from liftmap.cli.terminal import summary_lines
 
     for line in summary_lines(summary, output, false_alarms):
         console.print(line, highlight=False)

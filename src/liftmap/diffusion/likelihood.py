@@ -20,7 +20,7 @@ def log_likelihood(
     probe: Float[Tensor, "b c h w"],
     *,
     tolerance: float = 1e-5,
-) -> tuple[Float[Tensor, "b"], int]:
+) -> tuple[Float[Tensor, " b"], int]:
     """Natural log-densities of images (b,), and how often the network was evaluated.
 
     The ODE dx/dt = drift x - diffusion^2 score / 2 carries each image to noise; along the way its

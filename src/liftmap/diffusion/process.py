@@ -185,7 +185,7 @@ def log_snr(process: Process, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return 2.0 * (process.alpha(t).log() - process.sigma(t).log())
 
 
-def time_of_log_snr(process: Process, wanted: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+def time_of_log_snr(process: Process, wanted: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """The times in [0, 1] at which the log signal-to-noise ratio takes the given values.
 
     By bisection, since it falls monotonically for every process; values out of reach give 0 or 1.

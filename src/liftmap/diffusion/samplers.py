@@ -99,7 +99,7 @@ def levels_of(process: Process, t: float, s: float) -> Levels:
 
 def grid(
     process: Process, steps: int, spacing: str = "time", *, start: float = 1.0
-) -> Float[Tensor, "levels"]:
+) -> Float[Tensor, " levels"]:
     """steps + 1 noise times from `start` down to 0.
 
     "time": uniform, so 1000 steps are 1, 0.999, ..., 0.001, 0, the authors' grid. "quadratic":

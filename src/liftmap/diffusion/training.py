@@ -66,15 +66,15 @@ class TrainingImages(Protocol):
     def __len__(self) -> int:
         """How many there are."""
 
-    def take(self, rows: Int[Tensor, "b"]) -> Float[Tensor, "b c h w"]:
+    def take(self, rows: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         """Those rows, in [-1, 1]."""
 
 
 class StepPlan(NamedTuple):
     """One step's randomness for the whole batch."""
 
-    rows: Int[Tensor, "b"]
-    t: Float[Tensor, "b"]
+    rows: Int[Tensor, " b"]
+    t: Float[Tensor, " b"]
     noise: Float[Tensor, "b c h w"]
     flipped: Tensor
 
@@ -140,7 +140,7 @@ def loss_of(
     process: Process,
     by: Parametrisation,
     images: Float[Tensor, "b c h w"],
-    t: Float[Tensor, "b"],
+    t: Float[Tensor, " b"],
     noise: Float[Tensor, "b c h w"],
 ) -> Float[Tensor, ""]:
     """Mean squared error of the network's answer to its target (Ho et al. 2020, eq. 14).

@@ -119,7 +119,7 @@ class UNet(nn.Module):
         about = {"_class_name": "UNet2DModel", **FIXED, **asdict(self.config)}
         return json.dumps(about, indent=2, sort_keys=True) + "\n"
 
-    def forward(self, x: Float[Tensor, "n c h w"], t: Float[Tensor, "n"]) -> Tensor:
+    def forward(self, x: Float[Tensor, "n c h w"], t: Float[Tensor, " n"]) -> Tensor:
         """The network's answer to noisy images x at noise levels t, as it is told them."""
         time = silu(self.time_embedding(t))
         h = self.conv_in(x)
@@ -143,7 +143,7 @@ class _TimeEmbedding(nn.Module):
         self.linear_1 = nn.Linear(config.block_out_channels[0], embedded)
         self.linear_2 = nn.Linear(embedded, embedded)
 
-    def forward(self, t: Float[Tensor, "n"]) -> Tensor:
+    def forward(self, t: Float[Tensor, " n"]) -> Tensor:
         half = self.linear_1.in_features // 2
         exponent = torch.arange(half, dtype=torch.float32, device=t.device)
         exponent = -math.log(MAX_PERIOD) * exponent / (half - self.config.freq_shift)

@@ -22,7 +22,7 @@ from liftmap.detector import Detector
 from liftmap.engines.tables import check_format, write_table
 from liftmap.errors import ImageError, OutputError
 from liftmap.files import hold
-from liftmap.images.sources import Entry, Source
+from liftmap.images.entry import Entry, Source
 
 Upto = Literal["distances", "scores", "decisions"]
 BINS, ODDEST = 20, 5  # of the summary: p-values' histogram, images named

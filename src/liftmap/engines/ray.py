@@ -20,12 +20,13 @@ from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.denoiser import Precision
 from liftmap.engines.local import Decide, Summary, Upto, score_batch
+from liftmap.engines.memory import keep_freed_memory
 from liftmap.engines.tables import read_rows, write_table
 from liftmap.errors import ImageError, MissingExtraError, OutputError, SourceError
 from liftmap.files import atomic_path, held
-from liftmap.images.sources import Entry, Source, open_source, part
-from liftmap.memory import keep_freed_memory
-from liftmap.method import Method
+from liftmap.images.entry import Entry, Source, part
+from liftmap.images.sources import open_source
+from liftmap.stages.method import Method
 
 PART = 2000  # images that a worker takes at a time
 CRASHES = 2  # of a worker at one image alone, after which the image is given up

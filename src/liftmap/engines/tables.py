@@ -11,7 +11,7 @@ import numpy as np
 
 from liftmap.errors import OutputError, SourceError
 from liftmap.files import atomic_path
-from liftmap.images.sources import reading
+from liftmap.images.entry import reading
 
 Row = dict[str, Any]
 CHUNK = 8192  # rows a Parquet row group

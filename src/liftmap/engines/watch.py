@@ -20,13 +20,14 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from liftmap.detector import Detector
-from liftmap.drift import DriftTest
+from liftmap.engines.drift import DriftTest
 from liftmap.engines.local import Decide, score_batch
 from liftmap.engines.tables import Row, read_rows, write_table
 from liftmap.errors import MissingExtraError, OutputError, SourceError
 from liftmap.files import hold
+from liftmap.images.entry import Entry
 from liftmap.images.folders import load_file
-from liftmap.images.sources import Entry, open_source
+from liftmap.images.sources import open_source
 
 PART = 10_000  # rows a Parquet file
 REWRITE = 60.0  # seconds after which the last part is written anew, at most

@@ -31,8 +31,9 @@ from liftmap.evaluation.entrants import Entrant
 from liftmap.evaluation.metrics import evaluate_scores
 from liftmap.files import atomic_path
 from liftmap.fitting import HoldOut
+from liftmap.images.entry import Source
 from liftmap.images.prepare import Preparation
-from liftmap.images.sources import SLICE, Source
+from liftmap.images.sources import SLICE
 from liftmap.images.store import PreparedImages, store_source
 from liftmap.scorer import Scorer
 
@@ -61,7 +62,7 @@ class Cell:
 
 
 @dataclass
-class Listener:
+class BenchmarkListener:
     """Where a benchmark reports to."""
 
     on_cell: Callable[[str, str, int | None], None] = lambda method, source, images: None
@@ -74,7 +75,7 @@ def run_benchmark(
     folder: Path,
     *,
     seeds: list[int] | None = None,
-    listener: Listener | None = None,
+    listener: BenchmarkListener | None = None,
 ) -> list[dict[str, Any]]:
     """A record a method, pair and seed: AUROC, FPR95 with intervals, images/s, evaluations.
 
@@ -84,19 +85,19 @@ def run_benchmark(
     Raises:
         ModelError: a model that does not say which of its images were held out.
     """
-    listener, seeds = listener or Listener(), seeds or [0]
+    listener, seeds = listener or BenchmarkListener(), seeds or [0]
     records = []
     for task in tasks:
         for name, entrant in entrants.items():
             for seed in seeds:
-                row = Row(task, name, entrant, seed, folder, listener)
+                row = Participant(task, name, entrant, seed, folder, listener)
                 inside = row.cell(task.inside)
                 for other in task.outside:
                     records.append(_record(row, other.name, inside, row.cell(other)))
     return records
 
 
-class Row:
+class Participant:
     """A method on a task's model; made, and taught, only if a cell of it is missing."""
 
     def __init__(
@@ -106,7 +107,7 @@ class Row:
         entrant: Entrant,
         seed: int,
         folder: Path,
-        listener: Listener,
+        listener: BenchmarkListener,
     ) -> None:
         self.task, self.name, self.entrant, self.seed = task, name, entrant, seed
         self.folder, self.listener = folder, listener
@@ -271,7 +272,7 @@ def _read_cell(path: Path) -> Cell:
         raise ModelError(f"{path} is damaged ({error}): delete it and run again") from error
 
 
-def _record(row: Row, other: str, inside: Cell, outside: Cell) -> dict[str, Any]:
+def _record(row: Participant, other: str, inside: Cell, outside: Cell) -> dict[str, Any]:
     column = row.entrant.column
     found = evaluate_scores(inside.scores[:, column], outside.scores[:, column])
     images = found.n_in + found.n_out

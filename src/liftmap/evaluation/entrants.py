@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from liftmap.aggregate import aggregate
 from liftmap.baselines.anogan import AnoGAN
 from liftmap.baselines.autoencoder import AEMH, AEMSE
 from liftmap.baselines.ddpm_ood import DDPMOOD
@@ -29,9 +28,10 @@ from liftmap.baselines.projection_regret import ProjectionRegret
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.errors import MissingExtraError, SettingsError
-from liftmap.masks import MaskSettings
-from liftmap.method import Method, find_method
 from liftmap.scorer import Scorer, preparation_of
+from liftmap.stages.aggregate import aggregate
+from liftmap.stages.masks import MaskSettings
+from liftmap.stages.method import Method, find_method
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,10 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from liftmap.aggregate import aggregate
 from liftmap.baselines.inpainters import ByInpainting, FourierInpainting, MAEInpainting
 from liftmap.detector import Detector
 from liftmap.errors import SourceError
-from liftmap.evaluation.benchmark import Listener, Row, Task
+from liftmap.evaluation.benchmark import BenchmarkListener, Participant, Task
 from liftmap.evaluation.entrants import Entrant, inpainting, lama
 from liftmap.evaluation.metrics import auroc
 from liftmap.evaluation.paper import (
@@ -36,11 +35,12 @@ from liftmap.evaluation.paper import (
     SVHN,
     Pair,
 )
-from liftmap.explanation import Explanation, draw_explanations
 from liftmap.files import atomic_path
-from liftmap.images.sources import Source, readable
-from liftmap.masks import MaskSettings, hidden_masks
-from liftmap.method import Method
+from liftmap.images.entry import Source, readable
+from liftmap.stages.aggregate import aggregate
+from liftmap.stages.explanation import Explanation, draw_explanations
+from liftmap.stages.masks import MaskSettings, hidden_masks
+from liftmap.stages.method import Method
 
 KINDS = ("lpips", "mse", "ssim")
 ATTEMPTS = 10
@@ -58,9 +58,11 @@ class Tools(NamedTuple):
     """
 
     measure: Callable[[Detector, Source, Path], Float[np.ndarray, "n attempts kinds"]]
-    labels: Callable[[Source], Int[np.ndarray, "n"]]
+    labels: Callable[[Source], Int[np.ndarray, " n"]]
     names: Mapping[str, str] = MappingProxyType({})
-    progress: Callable[[], AbstractContextManager[Listener]] = lambda: nullcontext(Listener())
+    progress: Callable[[], AbstractContextManager[BenchmarkListener]] = lambda: nullcontext(
+        BenchmarkListener()
+    )
     generator: Path | None = None
 
     def title(self, source: Source) -> str:
@@ -135,7 +137,7 @@ def _draw_inpainter(
     made = []
     for mask in SHOWN_MASKS:
         with tools.progress() as listener:
-            scorer = Row(task, name, entrant(PAPER_MASKS[mask]), 0, folder, listener).scorer
+            scorer = Participant(task, name, entrant(PAPER_MASKS[mask]), 0, folder, listener).scorer
         assert isinstance(scorer, ByInpainting)
 
         def explain(image: Image.Image, scorer: ByInpainting = scorer) -> Explanation:
@@ -220,10 +222,10 @@ def draw_classes(task: Task, method: Method, folder: Path, tools: Tools) -> list
 
 
 def class_by_class(
-    scores_in: Float[np.ndarray, "n"],
-    labels_in: Int[np.ndarray, "n"],
-    scores_out: Float[np.ndarray, "m"],
-    labels_out: Int[np.ndarray, "m"],
+    scores_in: Float[np.ndarray, " n"],
+    labels_in: Int[np.ndarray, " n"],
+    scores_out: Float[np.ndarray, " m"],
+    labels_out: Int[np.ndarray, " m"],
 ) -> Float[np.ndarray, "classes_in classes_out"]:
     """AUROC of each pair of classes, in the order of their labels."""
     others = [scores_out[labels_out == label] for label in np.unique(labels_out)]

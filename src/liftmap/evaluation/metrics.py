@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from liftmap.errors import SettingsError
 
-Scores = Float[np.ndarray, "_"]
+Scores = Float[np.ndarray, " _"]
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def paired_auroc_difference(
     return Interval(value, low, high)
 
 
-Places = Int[np.ndarray, "_"]
+Places = Int[np.ndarray, " _"]
 
 
 def _places(scores_in: Scores, scores_out: Scores) -> tuple[Places, Places]:

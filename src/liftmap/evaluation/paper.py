@@ -18,9 +18,9 @@ from liftmap.diffusion.checkpoints import load_checkpoint
 from liftmap.errors import LiftmapError, SettingsError
 from liftmap.evaluation.benchmark import Task
 from liftmap.evaluation.entrants import ENTRANTS, PRETRAINED, Entrant, inpainting, lmd, lmd_by_each
-from liftmap.images.sources import Source
-from liftmap.masks import MaskSettings
-from liftmap.method import Method, find_method
+from liftmap.images.entry import Source
+from liftmap.stages.masks import MaskSettings
+from liftmap.stages.method import Method, find_method
 
 Pair = tuple[str, str]
 
@@ -118,7 +118,7 @@ def _distances(base: Method) -> dict[str, Entrant]:
 def _lifts(base: Method) -> dict[str, Entrant]:
     starts = {"denoising t=250": 0.25, "denoising t=500": 0.5, "denoising t=750": 0.75}
     plain = _by_lpips(base)
-    lifted = {name: lmd(replace(plain, start=start)) for name, start in starts.items()}
+    lifted = {name: lmd(replace(plain, noised_to=start)) for name, start in starts.items()}
     return lifted | {"inpainting": lmd(plain)}
 
 
@@ -253,7 +253,7 @@ def published(artefact: Artefact, column: str, pair: Pair) -> float | None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Agenda:
     """Which pairs can be run: tasks, the sources' names by pair, and why pairs are missing."""
 
     tasks: list[Task]
@@ -267,7 +267,9 @@ class Plan:
         return dict(chain.from_iterable(both))
 
 
-def plan(wanted: tuple[Pair, ...], models: Path, find_source: Callable[[str, str], Source]) -> Plan:
+def agenda(
+    wanted: tuple[Pair, ...], models: Path, find_source: Callable[[str, str], Source]
+) -> Agenda:
     """Match pairs of data sets with the models and data that there are.
 
     Args:
@@ -279,7 +281,7 @@ def plan(wanted: tuple[Pair, ...], models: Path, find_source: Callable[[str, str
     Raises:
         SettingsError: none of the pairs can be run; the message says what is missing.
     """
-    made = Plan([], {}, {})
+    made = Agenda([], {}, {})
     for inside in dict.fromkeys(pair[0] for pair in wanted):
         others = {pair: pair[1] for pair in wanted if pair[0] == inside}
         try:

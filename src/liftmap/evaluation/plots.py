@@ -9,7 +9,7 @@ from jaxtyping import Float
 from liftmap.evaluation.metrics import auroc, roc_points
 from liftmap.files import atomic_path
 
-Scores = Float[np.ndarray, "_"]
+Scores = Float[np.ndarray, " _"]
 
 
 def draw_roc(scores_in: Scores, scores_out: dict[str, Scores], path: Path) -> None:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from liftmap.detector import Detector
 from liftmap.diffusion.denoiser import Precision
 from liftmap.errors import CalibrationError, SettingsError
-from liftmap.method import Method
+from liftmap.stages.method import Method
 
 MOST_STEPS = 50  # of a longer method's path only so many steps are timed, unless it is timed whole
 STATUS = Path("/proc/self/status")  # Linux's account of this process

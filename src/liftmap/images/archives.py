@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from liftmap.errors import ImageError
+from liftmap.images.entry import MOST_BYTES, SUFFIXES, Entry, Request, Stream, reading
 from liftmap.images.prepare import decode
-from liftmap.images.sources import MOST_BYTES, SUFFIXES, Entry, Request, Stream, reading
 
 # kinds of tar headers that hold a member's long name or further attributes; how long they may be
 EXTENDED = (

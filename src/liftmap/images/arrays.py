@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from liftmap.errors import ImageError, SourceError
+from liftmap.images.entry import Entry, Request, Stream, reading
 from liftmap.images.prepare import MOST_PIXELS, decode, to_image
-from liftmap.images.sources import Entry, Request, Stream, reading
 
 IDX_IMAGES = 2051  # magic number of an unsigned-byte array with three axes (LeCun's IDX format)
 

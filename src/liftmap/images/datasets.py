@@ -7,8 +7,8 @@ from typing import Any
 from PIL import Image
 
 from liftmap.errors import ImageError, MissingExtraError, SourceError
+from liftmap.images.entry import Entry, Request, Stream
 from liftmap.images.prepare import decode, to_image
-from liftmap.images.sources import Entry, Request, Stream
 
 
 def torchvision_source(request: Request) -> Stream:

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from liftmap.errors import ImageError, SourceError
+from liftmap.images.entry import SUFFIXES, Entry, Request, Stream
 from liftmap.images.prepare import decode
-from liftmap.images.sources import SUFFIXES, Entry, Request, Stream
 
 
 def folder_source(request: Request) -> Stream:

@@ -13,7 +13,7 @@ from liftmap.images.sources import SLICE
 IDX_LABELS = 2049  # magic number of an unsigned-byte array with one axis (LeCun's IDX format)
 
 
-def read_labels(spec: str, *, root: Path | None = None) -> Int[np.ndarray, "n"]:
+def read_labels(spec: str, *, root: Path | None = None) -> Int[np.ndarray, " n"]:
     """The labels of a source's images, in their order.
 
     Args:
@@ -41,7 +41,7 @@ def read_labels(spec: str, *, root: Path | None = None) -> Int[np.ndarray, "n"]:
     raise SourceError(f"{spec} has no labels: need IDX, an .npz with `labels`, or torchvision:")
 
 
-def _read_idx(path: Path) -> Int[np.ndarray, "n"]:
+def _read_idx(path: Path) -> Int[np.ndarray, " n"]:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         magic, count = struct.unpack(">2I", file.read(8))
         if magic != IDX_LABELS:
@@ -52,9 +52,9 @@ def _read_idx(path: Path) -> Int[np.ndarray, "n"]:
     return labels.astype(np.int64)
 
 
-def _torchvision_labels(spec: str, root: Path | None) -> Int[np.ndarray, "n"]:
+def _torchvision_labels(spec: str, root: Path | None) -> Int[np.ndarray, " n"]:
     from liftmap.images.datasets import open_torchvision
-    from liftmap.images.sources import Request
+    from liftmap.images.entry import Request
 
     data = open_torchvision(Request(spec, root))
     labels = getattr(data, "targets", getattr(data, "labels", None))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from liftmap.errors import ImageError, SourceError
 from liftmap.files import atomic_path
+from liftmap.images.entry import Source
 from liftmap.images.prepare import Preparation, to_model_range
-from liftmap.images.sources import Source
 
 
 class PreparedImages:
@@ -21,7 +21,7 @@ class PreparedImages:
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, int, int], rows: Int[np.ndarray, "n"] | None = None
+        self, path: Path, shape: tuple[int, int, int], rows: Int[np.ndarray, " n"] | None = None
     ) -> None:
         self.path, self.shape = path, shape
         count = path.stat().st_size // int(np.prod(shape))
@@ -31,11 +31,11 @@ class PreparedImages:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def pixels(self, rows: Int[Tensor, "b"]) -> UInt8[Tensor, "b c h w"]:
+    def pixels(self, rows: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
         """Those images as they were prepared."""
         return torch.from_numpy(self._pixels[self._rows[rows.numpy()]])
 
-    def take(self, rows: Int[Tensor, "b"]) -> Float[Tensor, "b c h w"]:
+    def take(self, rows: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         """Those images in [-1, 1]."""
         return to_model_range(self.pixels(rows))
 

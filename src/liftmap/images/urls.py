@@ -7,8 +7,8 @@ from typing import Any
 from PIL import Image
 
 from liftmap.errors import ImageError, SourceError
+from liftmap.images.entry import MOST_BYTES, SUFFIXES, Entry, Request, Stream
 from liftmap.images.prepare import decode
-from liftmap.images.sources import MOST_BYTES, SUFFIXES, Entry, Request, Stream
 
 
 def url_source(request: Request) -> Stream:

@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from liftmap.calibrate import Calibration
 from liftmap.detector import Detector
 from liftmap.errors import ImageError, SettingsError
-from liftmap.explanation import Explanation, draw_explanations, in_words
-from liftmap.images.sources import Source
+from liftmap.images.entry import Source
+from liftmap.stages.calibrate import Calibration
+from liftmap.stages.explanation import Explanation, draw_explanations, in_words
 
 SHOWN = 24  # images in the gallery
 THUMBNAIL = 96  # pixels a side
@@ -25,7 +25,7 @@ WINDOWS = 40  # of the chart over the table's order, at most
 SMALLEST_WINDOW = 50  # images
 POINTS = 200  # of a ROC curve, at most
 
-Scores = Float[np.ndarray, "_"]
+Scores = Float[np.ndarray, " _"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Page:
     rows: (id, score, p-value, attempts) of each scored image, in the table's order.
     skipped: (id, reason). windows: (first row, images, flagged, low, high), the last two the 95%
     interval of how many are flagged when all are in-domain.
-    surprise: the chance that as many or more are flagged when all images are in-domain.
+    chance: the chance that as many or more are flagged when all images are in-domain.
     """
 
     title: str
@@ -72,7 +72,7 @@ class Page:
     skipped: list[tuple[str, str]]
     calibration: list[float]
     expected: tuple[float, float]
-    surprise: float
+    chance: float
     windows: list[tuple[int, int, int, float, float]]
     gallery: list[Pictured]
     curves: list[Curve]
@@ -137,7 +137,7 @@ def collect(
         skipped=skipped,
         calibration=list(calibration.scores),
         expected=(low, high),
-        surprise=surprise(calibration, rate, len(rows), int(flags.sum())),
+        chance=chance(calibration, rate, len(rows), int(flags.sum())),
         windows=windows(calibration, rate, flags),
         gallery=gallery,
         curves=curves(rows, ood_ids, ood_scores or {}),
@@ -195,7 +195,7 @@ def interval(calibration: Calibration, rate: float, images: int) -> tuple[float,
     return float(low), float(high)
 
 
-def surprise(calibration: Calibration, rate: float, images: int, flagged: int) -> float:
+def chance(calibration: Calibration, rate: float, images: int, flagged: int) -> float:
     """The chance of so many flags or more when all images are in-domain."""
     return float(_flags(calibration, rate, images).sf(flagged - 1)) if images else 1.0
 

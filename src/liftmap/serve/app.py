@@ -31,9 +31,9 @@ from torch import Tensor
 
 from liftmap.detector import Detector
 from liftmap.errors import CalibrationError, ImageError, SettingsError
-from liftmap.explanation import Explanation, draw_explanations, in_words
 from liftmap.images.prepare import decode
 from liftmap.serve.batcher import Batcher, BusyError, OneScore, model_thread
+from liftmap.stages.explanation import Explanation, draw_explanations, in_words
 
 log = logging.getLogger("liftmap.serve")
 

@@ -26,7 +26,7 @@ from liftmap.diffusion.denoiser import Parametrisation
 from liftmap.diffusion.network import build_unet
 from liftmap.diffusion.process import VE
 from liftmap.evaluation import speed
-from liftmap.method import METHODS
+from liftmap.stages.method import METHODS
 
 run = CliRunner()
 
@@ -151,7 +151,7 @@ def test_bench_compares_methods_and_says_what_it_timed(
     monkeypatch.setattr(speed, "PEAK_SIDE", 64)
     monkeypatch.setattr(speed, "MOST_STEPS", 2)
     monkeypatch.setenv("COLUMNS", "120")
-    done = liftmap("bench", images, "--model", model, "--images", 2, "--rounds", 1)
+    done = liftmap("speed", images, "--model", model, "--images", 2, "--rounds", 1)
     assert f"fast {METHODS['fast'].evaluations}" not in done.output, "columns are apart"
     rows = [line.split("│") for line in done.output.splitlines() if "│" in line]
     fast, paper = (next(r for r in rows if name in r[1]) for name in ("fast", "paper"))
@@ -390,7 +390,7 @@ def test_help_teaches(monkeypatch: pytest.MonkeyPatch) -> None:
         "calibrate",
         "score",
         "evaluate",
-        "bench",
+        "speed",
         "demo",
         "info",
         "import-score-sde",

@@ -6,7 +6,7 @@ import torch
 from sklearn.mixture import GaussianMixture
 
 from liftmap.errors import SettingsError
-from liftmap.mixture import Candidate, Mixture
+from liftmap.stages.mixture import Candidate, Mixture
 
 
 def two_clouds(count: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 import pytest
 
 from liftmap.errors import SettingsError
-from liftmap.method import METHODS, Method, find_method
+from liftmap.stages.method import METHODS, Method, find_method
 
 
 def test_the_paper_method_is_the_published_protocol() -> None:

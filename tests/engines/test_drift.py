@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from liftmap.drift import DriftTest
+from liftmap.engines.drift import DriftTest
 
 
 def normals(count: int, seed: int, mean: float = 0.0) -> list[float]:

@@ -34,7 +34,7 @@ AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def aggregate(distances: Float[Tensor, "b attempts"], how: str = "median") -> Float[Tensor, "b"]:
+def aggregate(distances: Float[Tensor, "b attempts"], how: str = "median") -> Float[Tensor, " b"]:
     """One score an image from the distances of its attempts, higher = more OOD; NaN stays NaN.
 
     The paper's is the median (Liu et al. 2024, Alg. 1), which few bad redraws can't move.
@@ -54,12 +54,12 @@ def aggregate(distances: Float[Tensor, "b attempts"], how: str = "median") -> Fl
 
 
 def until_settled(
-    take: Callable[[Int[Tensor, "rows"], int, int], Float[Tensor, "rows new"]],
+    take: Callable[[Int[Tensor, " rows"], int, int], Float[Tensor, "rows new"]],
     images: int,
     attempts: int,
     settled: float | None,
     how: str = "median",
-) -> tuple[Float[Tensor, "b"], Int[Tensor, "b"]]:
+) -> tuple[Float[Tensor, " b"], Int[Tensor, " b"]]:
     """Scores of images that take no more attempts once they look normal, and how many each took.
 
     After each pair of attempts, an image whose score so far is below `settled` keeps that score.
@@ -155,7 +155,7 @@ class Scale:
             raise SettingsError(f"{self}: need a finite centre and a finite spread above 0")
 
     @classmethod
-    def from_values(cls, values: Float[Tensor, "n"]) -> "Scale":
+    def from_values(cls, values: Float[Tensor, " n"]) -> "Scale":
         """The scale of in-domain images' values.
 
         Raises:
@@ -167,7 +167,7 @@ class Scale:
         except SettingsError as error:
             raise CalibrationError(f"{len(values)} in-domain images: {error}") from error
 
-    def standard(self, values: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+    def standard(self, values: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The values in spreads above the centre."""
         return (values - self.centre) / self.spread
 
@@ -191,7 +191,7 @@ class Rule:
         distances: Float[Tensor, "n attempts kinds"],
         early_stop: float | None = None,
         how: str = "median",
-        surprise: Float[Tensor, "n"] | None = None,
+        surprise: Float[Tensor, " n"] | None = None,
     ) -> "Rule":
         """The rule of in-domain images; `early_stop` is the quantile of scores that is settled.
 
@@ -234,7 +234,7 @@ class Rule:
     def evidence(
         self,
         distances: Float[Tensor, "b attempts kinds"],
-        surprise: Float[Tensor, "b"] | None = None,
+        surprise: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b attempts"]:
         """A single distance as it is, of several the strongest on their scales.
 
@@ -249,8 +249,8 @@ class Rule:
         self,
         distances: Float[Tensor, "b attempts kinds"],
         how: str = "median",
-        surprise: Float[Tensor, "b"] | None = None,
-    ) -> Float[Tensor, "b"]:
+        surprise: Float[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, " b"]:
         """Scores of images whose every attempt was measured: those beyond a stop don't count."""
         evidence = self.evidence(distances, surprise)
         rows, attempts = evidence.shape
@@ -259,7 +259,7 @@ class Rule:
         )[0]
 
 
-def rule_rows(count: int) -> Int[Tensor, "_"]:
+def rule_rows(count: int) -> Int[Tensor, " _"]:
     """Which of so many calibration images give the rule: spread evenly, the first among them.
 
     A fifth, but two if another is left: a scale needs as many.

@@ -82,7 +82,7 @@ class Calibration:
         # as in `_allowed`: one fewer will do if its p-value rounds to the rate
         return count - 1 if count > 1 and 1 / count <= false_alarms else count
 
-    def p_values(self, scores: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+    def p_values(self, scores: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Conformal p-values in (0, 1], float64, on the CPU: small = unlike the calibration images.
 
         Raises:
@@ -104,7 +104,7 @@ class Calibration:
         """
         return self.scores[len(self.scores) - self._allowed(false_alarms)]
 
-    def is_ood(self, scores: Float[Tensor, "b"], false_alarms: float) -> Bool[Tensor, "b"]:
+    def is_ood(self, scores: Float[Tensor, " b"], false_alarms: float) -> Bool[Tensor, " b"]:
         """Whether p <= false_alarms, on the CPU; raises as `threshold` and `p_values` do.
 
         >>> calibration = Calibration.from_scores(map(float, range(19)))

@@ -6,8 +6,8 @@ from exact import ExactDenoiser
 from tiny import pixels
 
 from liftmap.diffusion.denoiser import Prediction
+from liftmap.diffusion.noise_norms import LEVELS, noise_norms
 from liftmap.diffusion.process import VE, VP, Process
-from liftmap.diffusion.score_norms import LEVELS, score_norms
 from liftmap.images.prepare import to_model_range
 
 S = 0.5
@@ -27,7 +27,7 @@ def test_the_norms_are_those_of_the_true_score_at_the_published_levels(
 
     monkeypatch.setattr(ExactDenoiser, "predict", counting)
     images = to_model_range(pixels(3))
-    found = score_norms(ExactDenoiser(process, [0.0], [S], [1.0]), images)
+    found = noise_norms(ExactDenoiser(process, [0.0], [S], [1.0]), images)
     levels = torch.logspace(-1, 0, LEVELS, base=100) * 2
     assert torch.allclose(levels[[0, -1]], torch.tensor([0.02, 2.0]))
     x = torch.linalg.vector_norm(images, dim=(1, 2, 3))

@@ -9,7 +9,7 @@ from liftmap.diffusion.noise import ImageNoise, attempt_seed
 from liftmap.diffusion.process import VE, VP, Process
 from liftmap.diffusion.samplers import SamplerSettings
 from liftmap.errors import SettingsError
-from liftmap.inpaint import Move, Resampling, evaluations, inpaint, noise_and_denoise, plan
+from liftmap.stages.inpaint import Move, Resampling, evaluations, inpaint, noise_and_denoise, plan
 
 SIDE = 4
 

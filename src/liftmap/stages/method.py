@@ -4,11 +4,11 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 
+from liftmap.diffusion.noise_norms import LEVELS
 from liftmap.diffusion.samplers import SamplerSettings
-from liftmap.diffusion.score_norms import LEVELS
 from liftmap.errors import SettingsError
-from liftmap.inpaint import Resampling, evaluations
-from liftmap.masks import MaskSettings
+from liftmap.stages.inpaint import Resampling, evaluations
+from liftmap.stages.masks import MaskSettings
 
 # sampler, steps, start, attempts, distance and early stop come from docs/results/steps.md
 SEVEN = SamplerSettings("renoise", steps=7, spacing="quadratic", start=0.5)
@@ -19,7 +19,7 @@ FIVE = SamplerSettings("renoise", steps=5, spacing="quadratic", start=0.5)
 class Method:
     """Every choice of Lift, Map, Detect that changes a score; saved with the model.
 
-    start: None lifts by masking; a noise time in (0, 1] lifts by noising to it (section 3.4.4).
+    noised_to: None lifts by masking; a noise time in (0, 1] lifts by noising to it (section 3.4.4).
     distance: a name, or several joined by "+": an attempt then counts by the one that stands out
         most, each on the scale of in-domain images (`aggregate.Scales`).
     norms: also count how usual the norms of the score are at ten noise levels, on the scale of
@@ -34,7 +34,7 @@ class Method:
     mask: MaskSettings = field(default_factory=MaskSettings)
     sampler: SamplerSettings = SEVEN
     resampling: Resampling = field(default_factory=Resampling)
-    start: float | None = None
+    noised_to: float | None = None
     attempts: int = 4
     distance: str = "lpips+ssim"
     aggregate: str = "median"
@@ -62,7 +62,7 @@ class Method:
     @property
     def attempt_evaluations(self) -> int:
         """Network evaluations of one attempt."""
-        share = 1.0 if self.start is None else self.start
+        share = 1.0 if self.noised_to is None else self.noised_to
         return max(1, round(evaluations(self.sampler, self.resampling) * share))
 
     @property

@@ -5,7 +5,7 @@ import pytest
 
 PROBE = """
 import resource, torch
-from liftmap.memory import keep_freed_memory
+from liftmap.engines.memory import keep_freed_memory
 {call}
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -12,7 +12,7 @@ LEVELS = 10
 SMALLEST, LARGEST = 0.02, 2.0
 
 
-def score_norms(denoiser: Denoiser, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b levels"]:
+def noise_norms(denoiser: Denoiser, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b levels"]:
     """The Euclidean norms of sigma times the score at ten levels in geometric progression.
 
     The network is asked about the clean image x, nothing added, as if it were noisy (section 3.1).

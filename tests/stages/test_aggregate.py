@@ -8,8 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liftmap.aggregate import AGGREGATES, Rule, Scale, Scales, aggregate, rule_rows, until_settled
 from liftmap.errors import CalibrationError, SettingsError
+from liftmap.stages.aggregate import (
+    AGGREGATES,
+    Rule,
+    Scale,
+    Scales,
+    aggregate,
+    rule_rows,
+    until_settled,
+)
 
 rows = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12)
 

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liftmap.aggregate import until_settled
-from liftmap.calibrate import Calibration
 from liftmap.errors import CalibrationError, SettingsError
+from liftmap.stages.aggregate import until_settled
+from liftmap.stages.calibrate import Calibration
 
 some_scores = st.lists(st.integers(0, 20).map(lambda v: v / 4), min_size=1, max_size=60)
 

@@ -35,9 +35,9 @@ class Mixture(NamedTuple):
     weights: (k,); means: (k, d); covariances: (k, d, d) of the standardised statistics.
     """
 
-    centre: Float[Tensor, "d"]
-    spread: Float[Tensor, "d"]
-    weights: Float[Tensor, "k"]
+    centre: Float[Tensor, " d"]
+    spread: Float[Tensor, " d"]
+    weights: Float[Tensor, " k"]
     means: Float[Tensor, "k d"]
     covariances: Float[Tensor, "k d d"]
 
@@ -94,7 +94,7 @@ class Mixture(NamedTuple):
         parts = {name: torch.tensor(part, dtype=torch.float64) for name, part in stored.items()}
         return cls(**parts)
 
-    def log_density(self, statistics: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+    def log_density(self, statistics: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Natural logarithm of the density of the standardised statistics."""
         x = (statistics.double() - self.centre) / self.spread
         lower = torch.linalg.cholesky(self.covariances)

@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 from tiny import pixels, small_detector
 
-from liftmap.explanation import columns_of, draw_explanations
+from liftmap.stages.explanation import columns_of, draw_explanations
 
 
 def test_the_picture_has_a_row_an_image(tmp_path: Path) -> None:

@@ -7,15 +7,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from liftmap.cli.terminal import ScoreProgress
 from liftmap.detector import Detector
 from liftmap.engines.local import score_source
 from liftmap.engines.tables import odd_rows, read_scores
 from liftmap.evaluation.metrics import evaluate_scores
-from liftmap.explanation import draw_explanations
 from liftmap.images.sources import open_source
-from liftmap.terminal import ScoreProgress
+from liftmap.stages.explanation import draw_explanations
 
-SAMPLES = Path(__file__).parent / "data" / "samples.npz"
+SAMPLES = Path(__file__).parent.parent / "data" / "samples.npz"
 NORMAL, STRANGE = "fashion_mnist", "mnist"
 PICTURED = 3  # rows of each kind in the picture
 

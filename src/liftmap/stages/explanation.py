@@ -29,7 +29,7 @@ class Explanation:
     hidden: Bool[Tensor, "attempts 1 h w"]
     redraws: Float[Tensor, "attempts c h w"]
     maps: Float[Tensor, "attempts kinds h w"]
-    evidence: Float[Tensor, "attempts"]
+    evidence: Float[Tensor, " attempts"]
     score: float
     surprise: float | None
     p_value: float | None

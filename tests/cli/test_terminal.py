@@ -5,9 +5,9 @@ import pytest
 from rich.console import Console
 from tiny import small_detector
 
+from liftmap.cli.terminal import FitProgress, ScoreProgress, _Log, about_table, summary_lines
 from liftmap.diffusion.training import Progress, TrainingSettings
 from liftmap.engines.local import Summary
-from liftmap.terminal import FitProgress, ScoreProgress, _Log, about_table, summary_lines
 
 
 @pytest.fixture

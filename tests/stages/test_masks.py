@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liftmap.errors import SettingsError
-from liftmap.masks import MaskSettings, centre, checkerboard, hidden_masks, random_patches
+from liftmap.stages.masks import MaskSettings, centre, checkerboard, hidden_masks, random_patches
 
 sides = st.integers(2, 40)
 

@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from liftmap import demo
-from liftmap.cli import app
-from liftmap.method import METHODS
+from liftmap.cli import app, demo
+from liftmap.stages.method import METHODS
 
 
 def test_the_demo_tells_clothes_from_digits(

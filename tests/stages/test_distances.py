@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from liftmap.distances import FeatureCosine, load_distance, load_distances
 from liftmap.errors import ModelError, SettingsError
+from liftmap.stages.distances import FeatureCosine, load_distance, load_distances
 
 PATCHES = Path(__file__).parent / "data" / "lpips"
 ONE = torch.zeros(1, dtype=torch.long)

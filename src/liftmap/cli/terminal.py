@@ -19,17 +19,17 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from liftmap.calibrate import Calibration
 from liftmap.detector import Detector
 from liftmap.diffusion.training import Progress as Trained
 from liftmap.diffusion.training import TrainingSettings
 from liftmap.engines.local import Summary
 from liftmap.errors import LiftmapError
-from liftmap.fitting import Listener
-from liftmap.method import METHODS
+from liftmap.fitting import FitListener
+from liftmap.stages.calibrate import Calibration
+from liftmap.stages.method import METHODS
 
 if TYPE_CHECKING:
-    from liftmap.evaluation.benchmark import Listener as BenchmarkListener
+    from liftmap.evaluation.benchmark import BenchmarkListener
     from liftmap.evaluation.speed import Speed
 
 
@@ -109,10 +109,10 @@ class BenchmarkProgress(_Bar):
         self._task: TaskID | None = None
 
     def __enter__(self) -> "BenchmarkListener":
-        from liftmap.evaluation.benchmark import Listener  # imports scikit-learn: slow
+        from liftmap.evaluation.benchmark import BenchmarkListener  # imports scikit-learn: slow
 
         self._bar.start()
-        return Listener(self._cell, self._image)
+        return BenchmarkListener(self._cell, self._image)
 
     def _cell(self, method: str, source: str, images: int | None) -> None:
         short = "/".join(source.rstrip("/").split("/")[-2:])
@@ -152,7 +152,7 @@ class RoundProgress(_Bar):
         return lambda: self._bar.advance(self._task)
 
 
-class FitProgress(_Bar, Listener):
+class FitProgress(_Bar, FitListener):
     """Progress of preparing and training: images/s, loss, time left."""
 
     def __init__(self, console: Console, settings: TrainingSettings, images: int | None) -> None:
@@ -328,8 +328,8 @@ def rows_table(rows: list[list[str]], caption: str) -> Table:
     return table
 
 
-def bench_table(speeds: "dict[str, Speed]", alone: tuple[float, float], images: int) -> Table:
-    """What `bench` shows: a row a method, compared with the slowest."""
+def speed_table(speeds: "dict[str, Speed]", alone: tuple[float, float], images: int) -> Table:
+    """What `speed` shows: a row a method, compared with the slowest."""
     slowest = max(speed.seconds for speed in speeds.values())
     first = next(iter(speeds))
     caption = (

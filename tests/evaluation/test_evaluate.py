@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from liftmap.errors import OutputError, SettingsError
-from liftmap.evaluation.report import Compared, write_evaluation
+from liftmap.evaluation.evaluate import Compared, write_evaluation
 
 
 def test_the_record_holds_counts_measures_and_speed(tmp_path: Path) -> None:
