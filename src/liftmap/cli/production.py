@@ -14,12 +14,12 @@ import typer
 from rich.markup import escape
 
 from liftmap.cli.base import (
+    AtOnceOption,
     DeviceOption,
     MethodOption,
     ModelOption,
     PrecisionOption,
     RateOption,
-    RowsOption,
     console,
     load_detector,
     method_of,
@@ -53,7 +53,7 @@ def watch(
     method: MethodOption = "fast",
     device: DeviceOption = None,
     precision: PrecisionOption = None,
-    rows: RowsOption = None,
+    at_once: AtOnceOption = None,
 ) -> None:
     """Score images as they arrive, each once, and say when the stream as a whole has drifted.
 
@@ -65,7 +65,7 @@ def watch(
     from liftmap.engines.watch import watch as run_watch
 
     tell = expose(metrics_port) if metrics_port is not None else lambda seen: None
-    detector = load_detector(model, method_of(method, None, None, None), device, precision, rows)
+    detector = load_detector(model, method_of(method, None, None, None), device, precision, at_once)
     alarms: list[int] = []  # in the beginning, and after the latest batch
     with _until_told_to_stop() as stop:
 
@@ -123,8 +123,9 @@ def serve(
         import uvicorn
 
         from liftmap.images.entry import readable
-        from liftmap.serve.app import ServiceSettings, create_app
+        from liftmap.serve.app import create_app
         from liftmap.serve.batcher import model_thread
+        from liftmap.serve.schema import ServiceSettings
     except ImportError as error:
         raise MissingExtraError(error.name or "fastapi", "serve") from error
     settings = ServiceSettings(

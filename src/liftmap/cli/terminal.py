@@ -19,12 +19,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from liftmap.detector import Detector
 from liftmap.diffusion.training import Progress as Trained
 from liftmap.diffusion.training import TrainingSettings
 from liftmap.engines.local import Summary
-from liftmap.errors import LiftmapError
+from liftmap.errors import CalibrationError
 from liftmap.fitting import FitListener
+from liftmap.model import Model
 from liftmap.stages.calibrate import Calibration
 from liftmap.stages.method import METHODS
 
@@ -246,53 +246,52 @@ def summary_lines(summary: Summary, output: Path, false_alarms: float | None) ->
         yield f"... and {summary.skipped - len(summary.reasons)} more, see the column `reason`"
 
 
-def about_table(detector: Detector) -> Table:
+def about_table(model: Model) -> Table:
     """What `info` shows."""
-    about = detector.checkpoint.about
-    training: dict[str, Any] = about.get("training", {})
     table = Table(show_header=False, box=None, pad_edge=False)
-    channels, height, width = detector.checkpoint.image_shape
-    parameters = sum(p.numel() for p in detector.checkpoint.unet.parameters())
-    table.add_row("images", f"{height}x{width}, {channels} channel(s), {detector.preparation.fit}")
-    by = detector.checkpoint.by
-    process = type(detector.checkpoint.process).__name__
-    table.add_row(
-        "network", f"{parameters / 1e6:.1f} M parameters, {process}, predicts {by.target}"
-    )
-    if training:
-        table.add_row("trained on", f"{training.get('images', '?')} of {training.get('source')}")
-        table.add_row("for", f"{training.get('minutes')} minutes, {training.get('steps')} steps")
-        if initial := training.get("initial"):
-            earlier = f"{initial.get('minutes')} minutes, {initial.get('steps')} steps"
-            known = f", trained for {earlier}" if "steps" in initial else ""
-            table.add_row("started from", f"{initial['model']}{known}")
-        if curve := training.get("loss_curve"):
+    checkpoint = model.checkpoint
+    channels, height, width = checkpoint.image_shape
+    parameters = sum(p.numel() for p in checkpoint.unet.parameters())
+    table.add_row("images", f"{height}x{width}, {channels} channel(s), {model.preparation.fit}")
+    process = type(checkpoint.process).__name__
+    predicts = f"{process}, predicts {checkpoint.by.target}"
+    table.add_row("network", f"{parameters / 1e6:.1f} M parameters, {predicts}")
+    if training := model.training:
+        table.add_row("trained on", f"{training.images} of {training.source}")
+        table.add_row("for", f"{training.minutes} minutes, {training.steps} steps")
+        if initial := training.initial:
+            earlier = f", trained for {initial.minutes} minutes, {initial.steps} steps"
+            known = "" if initial.steps is None else earlier
+            table.add_row("started from", f"{initial.model}{known}")
+        if curve := training.loss_curve:
             table.add_row("loss", f"{curve[0]:.3f} to {curve[-1]:.4f}")
-    for name, stored in _calibrations(detector):
-        table.add_row(f"calibrated ({name})", stored)
+    for name, told in _calibrations(model):
+        table.add_row(name, told)
     return table
 
 
-def _calibrations(detector: Detector) -> Iterator[tuple[str, str]]:
+def _calibrations(model: Model) -> Iterator[tuple[str, str]]:
     names = {method.key: name for name, method in METHODS.items()}
-    stored = detector.checkpoint.about.get("calibrations", {})
-    if not stored:
-        yield "no", "run `liftmap calibrate` to get p-values and decisions"
-    for key, value in stored.items():
-        calibration = Calibration.from_scores(value["scores"])
-        sampler = value["method"]["sampler"]
-        name = names.get(key, f"{sampler['name']}, {sampler['steps']} steps")
-        yield name, f"on {len(calibration.scores)} images; threshold {_thresholds(calibration)}"
+    if not model.judges:
+        yield "calibrated", "no; run `liftmap calibrate` to get p-values and decisions"
+    for key, judge in model.judges.items():
+        sampler = judge.method.sampler
+        name = names.get(key, f"{sampler.name}, {sampler.steps} steps")
+        calibration = judge.decides_by
+        precision = f" in {judge.precision}" if judge.precision else ""
+        yield f"calibrated ({name})", f"on {len(calibration.scores)} images{precision}"
+        for rate in (0.01, 0.05, 0.1):
+            yield "", f"at {rate:.0%}: {_rate(calibration, rate)}"
 
 
-def _thresholds(calibration: Calibration) -> str:
-    parts = []
-    for rate in (0.01, 0.05, 0.1):
-        try:
-            parts.append(f"{calibration.threshold(rate):.4f} at {rate:.0%}")
-        except LiftmapError:
-            parts.append(f"{rate:.0%} needs {Calibration.needed(rate)} images")
-    return ", ".join(parts)
+def _rate(calibration: Calibration, rate: float) -> str:
+    """The threshold of a rate, and what this very calibration makes of the rate."""
+    try:
+        low, high = calibration.false_alarm_interval(rate)
+        told = f"of further normal images {low:.1%} to {high:.1%} are (95%)"
+        return f"flagged above {calibration.threshold(rate):.4f}; {told}"
+    except CalibrationError:
+        return f"needs {Calibration.needed(rate)} images"
 
 
 def evaluation_table(records: list[dict[str, Any]]) -> Table:

@@ -1,7 +1,6 @@
 """Learn what is normal, score, explain, report."""
 
 import json
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +10,11 @@ from rich.markup import escape
 
 from liftmap.cli.base import (
     AddressOption,
+    AtOnceOption,
     AttemptsOption,
     DeviceOption,
     DistanceOption,
     DownloadOption,
-    Engine,
     EngineOption,
     GpusOption,
     LimitOption,
@@ -24,7 +23,6 @@ from liftmap.cli.base import (
     PrecisionOption,
     RateOption,
     RootOption,
-    RowsOption,
     SourceArgument,
     StepsOption,
     WorkersOption,
@@ -74,8 +72,9 @@ def train(
     from liftmap.cli.terminal import FitProgress
     from liftmap.detector import Detector
     from liftmap.diffusion.training import TrainingSettings
-    from liftmap.fitting import HoldOut, is_main_process
+    from liftmap.fitting import is_main_process
     from liftmap.images.prepare import Preparation
+    from liftmap.images.store import HoldOut
 
     if steps is None and minutes is None:
         minutes = 40.0
@@ -105,7 +104,7 @@ def train(
             method=method,
         )
     if is_main_process():
-        print_about(detector)
+        print_about(detector.model)
         console.print(f"next: liftmap score NEW_IMAGES --model {output} --output scores.parquet")
 
 
@@ -125,41 +124,27 @@ def calibrate(
     download: DownloadOption = False,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
-    rows: RowsOption = None,
+    at_once: AtOnceOption = None,
 ) -> None:
     """Redo the calibration on normal images that were not trained on; resumes like score."""
-    import shutil
-
-    import torch
-
     from liftmap.cli.terminal import ScoreProgress
-    from liftmap.detector import MAPPED, Measured
-    from liftmap.engines.tables import read_distances, read_norms
-    from liftmap.images.entry import readable
+    from liftmap.engines.calibrate import calibrate_folder
+    from liftmap.engines.engine import Engine
 
     if not Path(model).is_dir():
         raise SettingsError(
             f"--model {model}: need a model folder that can be written; copy the model first"
         )
     detector = load_detector(
-        model, method_of(method, steps, attempts, distance), device, precision, rows
+        model, method_of(method, steps, attempts, distance), device, precision, at_once
     )
     opened = open_images(source, root, download, limit)
     scoring = Engine(engine, address, workers, gpus_per_worker)
-    # there only until it is taken into liftmap.json
-    table = scoring.table(Path(model), "calibration")
     with ScoreProgress(console, opened.count()) as on_batch:
-        scoring.score(detector, opened, table, "distances", on_batch, root=root)
-    distances, norms = read_distances(table)[1], read_norms(table)
-    detector.calibrate_on(Measured(torch.from_numpy(distances), torch.from_numpy(norms)))
-    first = [detector.preparation(image) for _, image in islice(readable(opened), MAPPED)]
-    detector.fix_colours(torch.stack(first))
-    detector.save(model, weights=False)
-    if table.is_dir():
-        shutil.rmtree(table)
-    else:
-        table.unlink()
-    print_about(detector)
+        calibrate_folder(
+            detector, opened, Path(model), engine=scoring, root=root, on_batch=on_batch
+        )
+    print_about(detector.model)
 
 
 def score(
@@ -192,13 +177,14 @@ def score(
     download: DownloadOption = False,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
-    rows: RowsOption = None,
+    at_once: AtOnceOption = None,
 ) -> None:
     """Score images into a table; a stopped run goes on when the same command is run again.
 
     Exit codes: 0 done, 1 an error, 3 more flagged than --fail-if-flagged allows, 130 interrupted.
     """
     from liftmap.cli.terminal import ScoreProgress
+    from liftmap.engines.engine import Engine
 
     if fail_if_flagged is not None and (uncalibrated or not 0 <= fail_if_flagged <= 1):
         raise SettingsError(f"--fail-if-flagged {fail_if_flagged}: need 0 to 1, and decisions")
@@ -207,7 +193,7 @@ def score(
     if report and (uncalibrated or output.suffix.lower() not in tables):
         raise SettingsError("--report: need a .parquet --output, with decisions")
     detector = load_detector(
-        model, method_of(method, steps, attempts, distance), device, precision, rows
+        model, method_of(method, steps, attempts, distance), device, precision, at_once
     )
     opened = open_images(source, root, download, limit)
     to: Upto = "scores" if uncalibrated else "decisions"

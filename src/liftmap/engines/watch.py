@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 from liftmap.detector import Detector
 from liftmap.engines.drift import DriftTest
-from liftmap.engines.local import Decide, score_batch
+from liftmap.engines.local import Scoring
 from liftmap.engines.tables import Row, read_rows, write_table
 from liftmap.errors import MissingExtraError, OutputError, SourceError
 from liftmap.files import hold
@@ -62,14 +62,10 @@ class Watch:
             CalibrationError: no calibration for this method, or too small for the rate.
         """
         self.detector, self.folder = detector, folder
-        self._decide = Decide(detector, "decisions", false_alarms)
-        self._test = DriftTest(detector.calibration.scores, run=run, seed=detector.method.seed)
-        self._about = {
-            "weights": detector.checkpoint.weights_key,
-            "method": detector.method.key,
-            "run": run,
-            **self._decide.run,
-        }
+        self._scoring = Scoring(detector, "decisions", false_alarms)
+        scores = detector.judge.decides_by.scores
+        self._test = DriftTest(scores, run=run, seed=detector.method.seed)
+        self._run = self._scoring.run(run=run)
         self.seen = Watched(run)
         self.ids: set[str] = set()
         self._rows: list[Row] = []  # of the last part
@@ -110,14 +106,14 @@ class Watch:
 
     def score(self, entries: list[Entry]) -> None:
         """Score them all at once, and add them."""
-        self._append(score_batch(self.detector, entries, self._decide))
+        self._append(self._scoring.rows(entries))
 
     def rewrite(self) -> None:
         """Write the last part, which is in the journal already, as Parquet."""
         self._written = time.monotonic()
         if self._rows:
             path = self.folder / f"part-{self._first:09}.parquet"
-            kinds = list(self.detector.distances)
+            kinds = list(self.detector.redraw.distances)
             write_table(self._rows, path, kinds, self.detector.method.attempts)
 
     def rewrite_if_late(self) -> None:
@@ -151,16 +147,12 @@ class Watch:
         self.ids.add(row["id"])
         self.seen.images += 1
         self.seen.skipped += row["reason"] is not None
-        self.seen.flagged += bool(row["p_value"] and row["p_value"] <= self._rate)
+        self.seen.flagged += bool(row["is_ood"])
         if row["score"] is not None and self._test.update(row["score"]):
             self.seen.alarms += 1
             if self.seen.alarms > told:
                 self._tell(row["id"])
         self.seen.evidence = self._test.evidence
-
-    @property
-    def _rate(self) -> float:
-        return float(self._about["false_alarms"]) + 1e-12
 
     def _tell(self, id: str) -> None:
         line = {"image": self.seen.images, "id": id, "time": datetime.now(UTC).isoformat()}
@@ -204,31 +196,20 @@ class Watch:
             os.truncate(self._journal.name, whole)
         try:
             header, rows = json.loads(lines[0]), [json.loads(line) for line in lines[1:]]
-            differs = [key for key, value in self._same.items() if header["about"][key] != value]
-            first = int(header["first"])
+            about, first = header["about"], int(header["first"])
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(
                 f"{self._journal.name} is damaged ({error}): choose another --output"
             ) from error
-        if differs:
-            raise OutputError(
-                f"{self.folder} was begun with another model, method or rate ({', '.join(differs)} "
-                "differ): choose another --output"
-            )
+        self._run.check(about, self.folder)
         return first, rows
-
-    @property
-    def _same(self) -> dict[str, Any]:
-        """What must be as it was, in the form that the journal gives back."""
-        same: dict[str, Any] = json.loads(json.dumps(self._about))
-        return same
 
     def _begin(self, first: int) -> None:
         """Begin the journal of a new part."""
         self._first, self._rows = first, []
         try:
             os.truncate(self._journal.name, 0)
-            self._journal.write(json.dumps({"first": first, "about": self._about}) + "\n")
+            self._journal.write(json.dumps({"first": first, "about": self._run.about}) + "\n")
             self._flush()
         except OSError as error:
             raise self._unwritable(error) from error
