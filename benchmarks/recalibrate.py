@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from validation import known_split
 
-from liftmap.cli.terminal import CountProgress, about_table
+from liftmap.cli.progress import CountProgress
+from liftmap.cli.terminal import about_table
 from liftmap.detector import Detector
 
 

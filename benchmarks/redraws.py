@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from liftmap.cli.terminal import ScoreProgress
+from liftmap.cli.progress import ScoreProgress
 from liftmap.detector import Detector
 from liftmap.diffusion.samplers import SamplerSettings
 from liftmap.engines.local import score_source

@@ -18,7 +18,7 @@ from torch import Tensor
 from validation import SHIFTS, known_split, shifted
 
 from liftmap.baselines.mahalanobis import Mahalanobis
-from liftmap.cli.terminal import CountProgress
+from liftmap.cli.progress import CountProgress
 from liftmap.detector import Detector, Measured
 from liftmap.evaluation.metrics import auroc
 from liftmap.images.entry import readable

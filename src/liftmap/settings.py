@@ -63,8 +63,8 @@ def _read(hint: Any, value: Any, name: str) -> Any:
         inner = get_args(hint)
         each = inner[:1] * len(value) if inner[-1] is ... else inner
         return tuple(_read(part, v, name) for part, v in zip(each, value, strict=True))
-    if hint is float and type(value) in (int, float):
-        return value
+    if hint is float and type(value) is int:
+        return float(value)
     if hint in (float, int, str, bool) and type(value) is not hint:
         raise SettingsError(f"{name}={value!r}: need a {hint.__name__}")
     return value

@@ -140,7 +140,7 @@ def report_on(
     title: str,
     **labels: Any,
 ) -> None:
-    from liftmap.cli.terminal import CountProgress
+    from liftmap.cli.progress import CountProgress
     from liftmap.engines.tables import read_rows
     from liftmap.report.collect import collect
     from liftmap.report.page import write_report

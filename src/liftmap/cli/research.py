@@ -1,5 +1,6 @@
 """Measure and compare: evaluation, benchmarks, the paper."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from liftmap.detector import Detector
+    from liftmap.evaluation.paper import Pair
     from liftmap.evaluation.reproduce import Agenda
     from liftmap.images.entry import Source
 
@@ -67,7 +69,8 @@ def evaluate(
     at_once: AtOnceOption = None,
 ) -> None:
     """AUROC, AUPR and FPR@95TPR with bootstrap intervals, ROC curves and histograms."""
-    from liftmap.cli.terminal import ScoreProgress, evaluation_table
+    from liftmap.cli.progress import ScoreProgress
+    from liftmap.cli.terminal import evaluation_table
     from liftmap.engines.engine import Engine
     from liftmap.evaluation.evaluate import evaluate_sources
 
@@ -109,7 +112,8 @@ def benchmark(
     download: DownloadOption = False,
 ) -> None:
     """Compare methods on one model and the same images; a rerun computes only what is missing."""
-    from liftmap.cli.terminal import BenchmarkProgress, rows_table
+    from liftmap.cli.progress import BenchmarkProgress
+    from liftmap.cli.terminal import rows_table
     from liftmap.evaluation.benchmark import (
         Task,
         run_benchmark,
@@ -169,9 +173,7 @@ def reproduce(
     """A table of the paper on your models and data, beside the published values; or a figure."""
     from liftmap.evaluation.figures import FIGURES, draw_masks
     from liftmap.evaluation.paper import ARTEFACTS
-    from liftmap.evaluation.reproduce import agenda
 
-    given = _sources(sources or [])
     if what == "figure8":
         console.print(f"written: {draw_masks(output)}")
         return
@@ -179,14 +181,8 @@ def reproduce(
         known = ", ".join([*ARTEFACTS, *FIGURES, "figure8"])
         raise SettingsError(f"{what!r}: need one of {known}")
     pairs = (ARTEFACTS.get(what) or FIGURES[what]).pairs
-
-    def agenda_of(most: int | None) -> "Agenda":
-        def find_source(name: str, split: str) -> "Source":
-            spec = given.get((name, split), f"torchvision:{name}:{split}")
-            return open_images(spec, root, download, most if split == "test" else None)
-
-        return agenda(pairs, models, find_source)
-
+    found = _Sources(sources or [], root, download)
+    agenda_of = partial(_agenda, pairs, models, found)
     planned = agenda_of(images)
     _print_left_out({" > ".join(pair): reason for pair, reason in planned.missing.items()})
     if what in FIGURES:
@@ -205,7 +201,7 @@ def _draw_figure(
     root: Path | None,
     generator: Path | None,
 ) -> None:
-    from liftmap.cli.terminal import BenchmarkProgress, ScoreProgress
+    from liftmap.cli.progress import BenchmarkProgress, ScoreProgress
     from liftmap.engines.local import score_source
     from liftmap.engines.tables import read_distances
     from liftmap.evaluation.figures import FIGURES, Tools
@@ -241,7 +237,8 @@ def _fill_table(
     images: int | None,
     fewer: dict[str, int],
 ) -> None:
-    from liftmap.cli.terminal import BenchmarkProgress, rows_table
+    from liftmap.cli.progress import BenchmarkProgress
+    from liftmap.cli.terminal import rows_table
     from liftmap.evaluation.paper import ARTEFACTS, entrants_of
     from liftmap.evaluation.reproduce import fillable, reproduce_table
 
@@ -284,7 +281,8 @@ def speed(
     at_once: AtOnceOption = None,
 ) -> None:
     """What scoring costs here: seconds an image, latency, memory, use of the hardware."""
-    from liftmap.cli.terminal import RoundProgress, speed_table
+    from liftmap.cli.progress import RoundProgress
+    from liftmap.cli.terminal import speed_table
     from liftmap.evaluation.speed import latency, measure_speed, sample_pixels
 
     names = methods or ["fast", "paper"]
@@ -299,18 +297,31 @@ def speed(
     console.print(speed_table(dict(zip(names, speeds, strict=True)), alone, len(pixels)))
 
 
-def _sources(given: list[str]) -> dict[tuple[str, str], str]:
-    """DATASET:SPLIT=SOURCE, taken apart."""
-    found = {}
-    for text in given:
-        where, equals, spec = text.partition("=")
-        name, colon, split = where.partition(":")
-        if not (name and colon and equals and spec) or split not in ("train", "test"):
-            raise SettingsError(
-                f"--source {text}: need DATASET:train=SOURCE or DATASET:test=SOURCE"
-            )
-        found[name, split] = spec
-    return found
+class _Sources:
+    """The paper's data sets: torchvision's, or DATASET:SPLIT=SOURCE."""
+
+    def __init__(self, given: list[str], root: Path | None, download: bool) -> None:
+        self._root, self._download = root, download
+        self._given: dict[tuple[str, str], str] = {}
+        for text in given:
+            where, equals, spec = text.partition("=")
+            name, colon, split = where.partition(":")
+            if not (name and colon and equals and spec) or split not in ("train", "test"):
+                raise SettingsError(
+                    f"--source {text}: need DATASET:train=SOURCE or DATASET:test=SOURCE"
+                )
+            self._given[name, split] = spec
+
+    def open(self, name: str, split: str, most: int | None) -> "Source":
+        """A data set's split; of a test split at most so many images."""
+        spec = self._given.get((name, split), f"torchvision:{name}:{split}")
+        return open_images(spec, self._root, self._download, most if split == "test" else None)
+
+
+def _agenda(pairs: "tuple[Pair, ...]", models: Path, found: _Sources, most: int | None) -> "Agenda":
+    from liftmap.evaluation.reproduce import agenda
+
+    return agenda(pairs, models, lambda name, split: found.open(name, split, most))
 
 
 def _counts(given: list[str]) -> dict[str, int]:

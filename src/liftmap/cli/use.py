@@ -69,24 +69,17 @@ def train(
     download: DownloadOption = False,
 ) -> None:
     """Learn the normal images, and calibrate on some that are kept from training."""
-    from liftmap.cli.terminal import FitProgress
+    from liftmap.cli.progress import FitProgress
     from liftmap.detector import Detector
     from liftmap.diffusion.training import TrainingSettings
     from liftmap.fitting import is_main_process
     from liftmap.images.prepare import Preparation
     from liftmap.images.store import HoldOut
 
-    if steps is None and minutes is None:
-        minutes = 40.0
     height, width = _size(size)
+    minutes = 40.0 if steps is minutes is None else minutes
     settings = TrainingSettings(
-        steps=steps,
-        minutes=minutes,
-        batch=batch,
-        learning_rate=learning_rate,
-        flip=flip,
-        seed=seed,
-        save_every_minutes=save_every,
+        steps, minutes, batch, learning_rate, flip=flip, seed=seed, save_every_minutes=save_every
     )
     opened = open_images(source, root, download, limit)
     shown = console if is_main_process() else Console(quiet=True)
@@ -127,7 +120,7 @@ def calibrate(
     at_once: AtOnceOption = None,
 ) -> None:
     """Redo the calibration on normal images that were not trained on; resumes like score."""
-    from liftmap.cli.terminal import ScoreProgress
+    from liftmap.cli.progress import ScoreProgress
     from liftmap.engines.calibrate import calibrate_folder
     from liftmap.engines.engine import Engine
 
@@ -183,7 +176,7 @@ def score(
 
     Exit codes: 0 done, 1 an error, 3 more flagged than --fail-if-flagged allows, 130 interrupted.
     """
-    from liftmap.cli.terminal import ScoreProgress
+    from liftmap.cli.progress import ScoreProgress
     from liftmap.engines.engine import Engine
 
     if fail_if_flagged is not None and (uncalibrated or not 0 <= fail_if_flagged <= 1):
@@ -201,10 +194,7 @@ def score(
         summary = scoring.score(
             detector, opened, output, to, on_batch, false_alarms=false_alarms, root=root
         )
-    if as_json:
-        typer.echo(json.dumps(summary.as_json() | {"output": str(output)}))
-    else:
-        _print_summary(summary, output, None if uncalibrated else false_alarms)
+    _print_summary(summary, output, None if uncalibrated else false_alarms, as_json=as_json)
     if report:
         report_on(output, detector, opened, report, false_alarms, opened.name)
     if fail_if_flagged is not None and summary.flagged > fail_if_flagged * summary.scored:
@@ -279,8 +269,13 @@ def _size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _print_summary(summary: "Summary", output: Path, false_alarms: float | None) -> None:
+def _print_summary(
+    summary: "Summary", output: Path, false_alarms: float | None, *, as_json: bool
+) -> None:
     from liftmap.cli.terminal import summary_lines
 
+    if as_json:
+        typer.echo(json.dumps(summary.as_json() | {"output": str(output)}))
+        return
     for line in summary_lines(summary, output, false_alarms):
         console.print(line, highlight=False)

@@ -17,7 +17,7 @@ from PIL import Image
 from liftmap.detector import Detector
 from liftmap.errors import ImageError, SettingsError
 from liftmap.images.entry import Source
-from liftmap.stages.calibrate import Calibration
+from liftmap.stages.calibrate import Calibration, largest_flagged
 from liftmap.stages.explanation import Explanation, draw_explanations, in_words
 
 SHOWN = 24  # images in the gallery
@@ -143,7 +143,7 @@ def collect(
         skipped=skipped,
         calibration=list(calibration.scores),
         limit=calibration.limit(rate),
-        limits=calibration.limits(step / 1000 for step in range(1, STEPS + 1)),
+        limits=[largest_flagged(step / 1000) for step in range(1, STEPS + 1)],
         expected=(low, high),
         chance=chance(calibration, rate, len(rows), int(flags.sum())),
         windows=windows(calibration, rate, flags),

@@ -27,7 +27,7 @@ function counts(values, low, width, bins) {
 
 // the score at which the p-value crosses the rate: the k-th highest calibration score
 function threshold() {
-  const sorted = data.calibration, k = Math.round(limit * (sorted.length + 1));
+  const sorted = data.calibration, k = Math.floor(limit * (sorted.length + 1));
   return k < 1 ? Infinity : sorted[sorted.length - k];
 }
 

@@ -14,8 +14,6 @@ from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Respon
 from fastapi.responses import PlainTextResponse
 from PIL.Image import Image
 from prometheus_client import generate_latest
-from pydantic import ValidationError
-from starlette.datastructures import UploadFile as Uploaded
 
 from liftmap.detector import Detector
 from liftmap.serve.batcher import Batcher, model_thread
@@ -25,11 +23,8 @@ from liftmap.serve.schema import (
     SCORE_BODY,
     About,
     Answer,
-    Encoded,
-    Rate,
     ServiceSettings,
     Typicals,
-    told,
 )
 from liftmap.serve.service import Service, typicals
 
@@ -72,7 +67,15 @@ def create_app(
     )
     add_guard(app, metrics)
     allowed = [Depends(key_check(settings.api_key))] if settings.api_key is not None else []
-    service = Service(detector, batcher, settings, metrics)
+    _add_scoring(app, Service(detector, batcher, settings, metrics), shown, allowed)
+    _add_health(app, batcher, metrics)
+    for address, name, kind in _PAGE:
+        app.get(address, include_in_schema=False)(_file(name, kind))
+    return app
+
+
+def _add_scoring(app: FastAPI, service: Service, shown: Typicals, allowed: list[Any]) -> None:
+    """What needs the key: scores, explanations, and what is known of the model."""
 
     @app.post(
         "/v1/score",
@@ -83,22 +86,7 @@ def create_app(
     )
     async def score(request: Request) -> Any:
         """Score and decide on one or many images: files in a form, or base64 in JSON."""
-        if request.headers.get("content-type", "").startswith("application/json"):
-            try:
-                asked = Encoded.model_validate_json(await request.body())
-            except ValidationError as error:
-                raise HTTPException(422, told(error)) from error
-            return await service.score(list(enumerate(asked.images)), asked.false_alarms)
-        async with request.form(max_files=settings.most_images + 1) as form:
-            try:
-                rate = Rate.model_validate({"false_alarms": form.get("false_alarms")})
-            except ValidationError as error:
-                raise HTTPException(422, told(error)) from error
-            given = [f for f in form.getlist("images") if isinstance(f, Uploaded)]
-            if not given:
-                raise HTTPException(422, "images: need at least one file in the form")
-            named = [(f.filename or i, await f.read()) for i, f in enumerate(given)]
-        return await service.score(named, rate.false_alarms)
+        return await service.score(*await service.asked(request))
 
     @app.post("/v1/explain", dependencies=allowed, responses=REFUSALS)
     async def explain(
@@ -118,6 +106,10 @@ def create_app(
         """Normal images to compare with."""
         return shown
 
+
+def _add_health(app: FastAPI, batcher: Batcher, metrics: Metrics) -> None:
+    """What whoever runs the service asks."""
+
     @app.get("/healthz", response_class=PlainTextResponse)
     async def healthz() -> str:
         """Whether the process is alive."""
@@ -134,10 +126,6 @@ def create_app(
     async def prometheus() -> Response:
         """Counters for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
-
-    for address, name, kind in _PAGE:
-        app.get(address, include_in_schema=False)(_file(name, kind))
-    return app
 
 
 # the page's files; it loads nothing from elsewhere, and its policy says so

@@ -95,7 +95,7 @@ class About(BaseModel):
     smallest_false_alarms: float
     false_alarms: float
     limits: list[float] = Field(
-        description="the largest p-value flagged at a rate of 0.1%, 0.2%, ... 20%; 0 for none"
+        description="the largest p-value flagged at a rate of 0.1%, 0.2%, ... 20%"
     )
     attempts: int
     distance: str

@@ -121,13 +121,14 @@ class Calibration:
         return min(k, count)
 
     def limit(self, false_alarms: float) -> float:
-        """The largest p-value that is flagged at this rate, k / (n + 1); raises as `allowed` does.
+        """The largest p-value that is flagged at this rate; raises as `allowed` does.
 
         >>> calibration = Calibration.from_scores(map(float, range(99)))
-        >>> calibration.limit(0.1 * 0.7), calibration.limit(0.0799)
-        (0.07, 0.07)
+        >>> 7 / 100 <= calibration.limit(0.1 * 0.7) < 8 / 100
+        True
         """
-        return self.allowed(false_alarms) / (len(self.scores) + 1)
+        self.allowed(false_alarms)
+        return largest_flagged(false_alarms)
 
     def flagged(self, p_values: Float[Tensor, " b"], false_alarms: float) -> Bool[Tensor, " b"]:
         """Which p-values are at most the rate; raises as `allowed` does.
@@ -137,11 +138,6 @@ class Calibration:
         [True, False]
         """
         return p_values <= self.limit(false_alarms)
-
-    def limits(self, rates: Iterable[float]) -> list[float]:
-        """The limit of each rate, for a page to decide by; 0 where so few scores support none."""
-        smallest = 1 / (len(self.scores) + 1)
-        return [self.limit(rate) if _exact(rate) >= smallest else 0.0 for rate in rates]
 
     def threshold(self, false_alarms: float) -> float:
         """The k-th largest calibration score: flagged are the scores above it.
@@ -168,6 +164,15 @@ class Calibration:
         k, tail = self.allowed(false_alarms), (1 - confidence) / 2
         low, high = beta.ppf([tail, 1 - tail], k, len(self.scores) + 1 - k)
         return float(low), float(high)
+
+
+def largest_flagged(false_alarms: float) -> float:
+    """The largest p-value that is flagged at a rate, whatever the calibration: the rate itself.
+
+    Raises:
+        SettingsError: the rate is not in (0, 1).
+    """
+    return float(_exact(false_alarms))
 
 
 def _exact(false_alarms: float) -> Fraction:
