@@ -92,7 +92,7 @@ def test_a_journal_of_another_run_is_not_continued(tmp_path: Path, images: Sourc
     with pytest.raises(OutputError, match=r"was 0.05, is now 0.1.*delete it to start anew"):
         score_source(detector(), images, output, false_alarms=0.1)
     other = small_detector(small_method(attempts=4, steps=1), at_once=16)
-    with pytest.raises(OutputError, match="method, attempts"):
+    with pytest.raises(OutputError, match=r"method was .*attempts was 2, is now 4"):
         score_source(other, images, output, to="scores")
 
 
