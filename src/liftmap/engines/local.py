@@ -20,9 +20,10 @@ from torch import Tensor
 
 from liftmap.detector import Detector
 from liftmap.engines.tables import check_format, write_table
-from liftmap.errors import ImageError, OutputError
+from liftmap.errors import OutputError
 from liftmap.files import hold
 from liftmap.images.entry import Entry, Source
+from liftmap.images.prepare import prepare_entries
 
 Upto = Literal["distances", "scores", "decisions"]
 BINS, ODDEST = 20, 5  # of the summary: p-values' histogram, images named
@@ -195,13 +196,7 @@ class Decide:
 
 def score_batch(detector: Detector, entries: list[Entry], decide: Decide) -> list[dict[str, Any]]:
     """The table's rows of a few images; one that can't be read costs itself alone."""
-    pixels: list[Tensor] = []
-    reasons: dict[int, str] = {}
-    for i, entry in enumerate(entries):
-        try:
-            pixels.append(detector.preparation(entry.load()))
-        except ImageError as error:
-            reasons[i] = str(error)
+    pixels, reasons = prepare_entries(detector.preparation, entries)
     values = decide(torch.stack(pixels)) if pixels else iter(())
     empty = dict.fromkeys(("score", "p_value", "is_ood", "attempts", "distances", "norms"))
     return [

