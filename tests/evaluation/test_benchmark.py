@@ -188,7 +188,7 @@ def test_a_cell_belongs_to_a_files_content_wherever_it_lies(task: Task, tmp_path
 def test_a_cell_says_what_it_is(task: Task, tmp_path: Path) -> None:
     run_benchmark([task], find_entrants(["mahalanobis"]), tmp_path / "b")
     [inside, outside] = kept(tmp_path / "b").to_pylist()
-    assert (inside["method"], inside["seed"]) == ("Mahalanobis", 0)
+    assert (inside["name"], inside["method"]) == ("mahalanobis", "Mahalanobis")
     assert (inside["model"], inside["trained_on"]) == (task.model, task.train.name)
     assert (inside["source"], outside["source"]) == (task.inside.name, task.outside[0].name)
     assert (inside["images"], inside["skipped"], len(inside["scores"][0])) == (10, 1, 9)

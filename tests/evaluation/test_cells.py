@@ -13,8 +13,8 @@ from liftmap.evaluation import cells
 from liftmap.evaluation.cells import SCHEMA, Cell, Cells
 
 CELL = Cell(
-    method="MSMA", seed=0, model="m", trained_on="t", source="s", images=3, skipped=1, seconds=0.5,
-    evaluations=10, scores=np.array([[1.0, 2.5], [0.1, -3.0]], dtype=np.float32),
+    name="msma", method="MSMA", seed=0, model="m", trained_on="t", source="s", images=3, skipped=1,
+    seconds=0.5, evaluations=10, scores=np.array([[1.0, 2.5], [0.1, -3.0]], dtype=np.float32),
 )  # fmt: skip
 
 

@@ -129,6 +129,7 @@ class Participant:
             self.listener.on_image(len(pending))
         scores = torch.cat(found[1:] or found)
         return Cell(
+            name=self.name,
             method=entrant.key,
             seed=self.seed,
             model=self.task.model,

@@ -23,6 +23,7 @@ GROUP = 16  # rows that are read to see one of them
 PATIENCE = 60.0  # seconds that a run waits for others, each of which takes a fraction of one
 SCHEMA = pa.schema([
     ("key", pa.string()),
+    ("name", pa.string()),
     ("method", pa.string()),
     ("seed", pa.int64()),
     ("model", pa.string()),
@@ -40,11 +41,13 @@ SCHEMA = pa.schema([
 class Cell:
     """Scores of one source by one method.
 
+    name: what the run that made it called the method. method: its key, which says the settings.
     images: how many the source gave, of which `skipped` could not be read.
     seconds: for all of them, without what was learnt before. evaluations: of the network, an image.
     scores: (columns, n), since some methods give several scores by the same work.
     """
 
+    name: str
     method: str
     seed: int
     model: str
