@@ -34,7 +34,7 @@ def test_names_and_keys_tell_methods_apart() -> None:
 @pytest.mark.parametrize("name", ENTRANTS)
 def test_what_it_uses_of_a_model_is_plain_data(name: str) -> None:
     model, entrant = small_checkpoint(), ENTRANTS[name]
-    used = entrant.uses(model, 0)
+    used = entrant.used(model, 0)
     assert json.loads(json.dumps(used))
     if entrant.installed:
         on_diffusion = isinstance(entrant.make(model, 0, device="cpu"), Detector | OnDiffusion)

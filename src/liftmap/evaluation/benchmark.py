@@ -139,7 +139,7 @@ class Participant:
             skipped=images - len(scores),
             seconds=time.monotonic() - begun,
             evaluations=scorer.evaluations,
-            scores=scores.T.double().numpy(),
+            scores=scores.T.float().double().numpy(),  # as the table keeps them
         )
 
     @property
@@ -219,7 +219,7 @@ def cell_key(method: str, seed: int, used: list[Any], *sources: list[Any]) -> st
     """A name for all that determines a cell, or what was learnt for some.
 
     Args:
-        used: what of the model the method uses (`Entrant.uses`).
+        used: what of the model the method uses (`Entrant.used`).
         sources: the data's keys, those to learn from first.
     """
     determines = [liftmap.__version__, method, seed, used, *sources]
@@ -258,7 +258,7 @@ def _state(model: str) -> tuple[Path, State]:
 @lru_cache(maxsize=1024)
 def _used(entrant: Entrant, folder: Path, state: State, seed: int) -> list[Any]:
     """What a method uses of a model; computed again only when a file of the folder has changed."""
-    return entrant.uses(load_checkpoint(folder), seed)
+    return entrant.used(load_checkpoint(folder), seed)
 
 
 def _record(row: Participant, other: str, inside: Cell, outside: Cell) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from liftmap.baselines.likelihood import InputComplexity, Likelihood, code_lengt
 from liftmap.baselines.likelihood_regret import LikelihoodRegret
 from liftmap.baselines.mahalanobis import Mahalanobis
 from liftmap.baselines.msma import MSMA
+from liftmap.baselines.on_diffusion import OnDiffusion
 from liftmap.baselines.projection_regret import ProjectionRegret
 from liftmap.detector import Detector
 from liftmap.diffusion.checkpoints import Checkpoint
@@ -35,8 +36,7 @@ from liftmap.stages.masks import MaskSettings
 from liftmap.stages.method import Method, find_method
 
 Scores = Float[Tensor, "b columns"]
-# what of a model a method's scores by a seed depend on, as plain data
-Uses = Callable[[Checkpoint, int], list[Any]]
+Use = Callable[[Checkpoint, int], Any]  # a part of a model, by the seed, as plain data
 
 
 def _alone(scorer: Scorer, pixels: UInt8[Tensor, "b c h w"]) -> Scores:
@@ -50,7 +50,7 @@ class Entrant:
 
     about: a line for people. key: tells its settings from any other's.
     make: from a trained diffusion model, a seed and further options of the scorer.
-    uses: what of the model its scores depend on, and nothing else of it.
+    uses: the parts of the model that its scores depend on, and no others.
     columns: every score that one look at the images gives; `column` says which is this method's.
     extra: what of liftmap's extras it needs, of which package. learns: shared by those whose
     learning is the same; the key by default.
@@ -59,7 +59,7 @@ class Entrant:
     about: str
     key: str
     make: Callable[..., Scorer]
-    uses: Uses
+    uses: tuple[Use, ...]
     columns: Callable[[Any, Tensor], Tensor] = _alone
     column: int = 0
     extra: tuple[str, str] | None = None
@@ -74,46 +74,54 @@ class Entrant:
         if self.extra is not None and not self.installed:
             raise MissingExtraError(self.extra[1], self.extra[0])
 
+    def used(self, model: Checkpoint, seed: int) -> list[Any]:
+        """What `uses` come to, as plain data: another model with the same gets the same scores."""
+        return [part(model, seed) for part in self.uses]
+
     @property
     def installed(self) -> bool:
         """Whether all that it needs is there."""
         return self.extra is None or find_spec(self.extra[1]) is not None
 
 
-def no_network(model: Checkpoint, seed: int) -> list[Any]:
-    """Of a method that learns by itself: how images are prepared, and which it learns from."""
-    return [asdict(preparation_of(model)), split_record(model)]
+def weights(model: Checkpoint, seed: int) -> str:
+    """The network."""
+    return model.weights_key
 
 
-def network(model: Checkpoint, seed: int) -> list[Any]:
-    """The weights as well."""
-    return [model.weights_key, *no_network(model, seed)]
+def preparation(model: Checkpoint, seed: int) -> dict[str, Any]:
+    """How images are prepared."""
+    return asdict(preparation_of(model))
 
 
-def calibrated(method: Method) -> Uses:
-    """The weights, and what the calibration of a method says of how distances become scores."""
-
-    def uses(model: Checkpoint, seed: int) -> list[Any]:
-        detector = Detector(model, method=replace(method, seed=seed), device="cpu")
-        density = detector.density if method.norms else None
-        known = [asdict(detector.rule), None if density is None else density.to_json()]
-        return [*network(model, seed), *known]
-
-    return uses
-
-
-def split_record(model: Checkpoint) -> list[Any] | None:
-    """What decides which images the model's training held out, if that is known."""
+def split(model: Checkpoint, seed: int) -> list[Any] | None:
+    """Which images the model's training held out: methods that learn do so from the others."""
     try:
         training = model.about["training"]
         return [training["hold_out"], training["settings"]["seed"]]
     except (KeyError, TypeError):
-        return None
+        return None  # such a model can't be learnt from
+
+
+def calibration(method: Method) -> Use:
+    """How a method's distances become scores: what was calibrated, without the held-out scores."""
+
+    def of(model: Checkpoint, seed: int) -> list[Any]:
+        detector = Detector(model, method=replace(method, seed=seed), device="cpu")
+        density = detector.density if method.norms else None
+        return [asdict(detector.rule), None if density is None else density.to_json()]
+
+    return of
 
 
 def lmd(method: Method, about: str = "Lift, Map, Detect") -> Entrant:
     """Lift, Map, Detect by a method."""
-    return Entrant(about, f"lmd-{method.key}", _detector(method), calibrated(method))
+    return Entrant(
+        about,
+        f"lmd-{method.key}",
+        _detector(method),
+        (weights, preparation, split, calibration(method)),
+    )
 
 
 def _detector(method: Method) -> Callable[..., Detector]:
@@ -135,7 +143,7 @@ def lmd_by_each(method: Method) -> list[Entrant]:
             f"Lift, Map, Detect by {distance} alone",
             f"lmd-each-{method.key}",
             _detector(method),
-            network,
+            (weights, preparation),
             columns=each_distance,
             column=column,
         )
@@ -143,7 +151,7 @@ def lmd_by_each(method: Method) -> list[Entrant]:
     ]
 
 
-def bits_and_regret(scorer: Likelihood, pixels: UInt8[Tensor, "b c h w"]) -> Scores:
+def bits_and_complexity(scorer: Likelihood, pixels: UInt8[Tensor, "b c h w"]) -> Scores:
     """The likelihood's score and input complexity's, by solving once."""
     bits = scorer.answers(pixels)[:, 0]
     coded = torch.tensor([code_length(image, "png") for image in pixels])
@@ -152,28 +160,30 @@ def bits_and_regret(scorer: Likelihood, pixels: UInt8[Tensor, "b c h w"]) -> Sco
 
 def _by_bits(kind: type[Likelihood], column: int, about: str) -> Entrant:
     made = _on_diffusion(kind, about)
-    return replace(made, key="likelihood+complexity", columns=bits_and_regret, column=column)
+    return replace(made, key="likelihood+complexity", columns=bits_and_complexity, column=column)
 
 
-def _on_diffusion(kind: Callable[..., Scorer], about: str, *, seeded: bool = True) -> Entrant:
+def _on_diffusion(kind: type[OnDiffusion], about: str, *, seeded: bool = True) -> Entrant:
     def make(model: Checkpoint, seed: int, **options: Any) -> Scorer:
-        return kind(model, **({"seed": seed} if seeded else {}), **options)
+        seeds: dict[str, Any] = {"seed": seed} if seeded else {}
+        return kind(model, **seeds | options)
 
-    return Entrant(about, kind.__name__, make, network)
+    learns = (split,) if kind.needs_learning else ()
+    return Entrant(about, kind.__name__, make, (weights, preparation, *learns))
 
 
 def _trained(kind: Callable[..., Scorer], about: str, *, learns: str | None = None) -> Entrant:
     def make(model: Checkpoint, seed: int, **options: Any) -> Scorer:
         return kind(preparation_of(model), seed=seed, **options)
 
-    return Entrant(about, kind.__name__, make, no_network, learns=learns)
+    return Entrant(about, kind.__name__, make, (preparation, split), learns=learns)
 
 
 def _features(key: str, about: str, **settings: Any) -> Entrant:
     def make(model: Checkpoint, seed: int, **options: Any) -> Scorer:
         return Mahalanobis(preparation_of(model), **settings | options)
 
-    return Entrant(about, key, make, no_network)
+    return Entrant(about, key, make, (preparation, split))
 
 
 def inpainting(
@@ -185,7 +195,7 @@ def inpainting(
         return kind(preparation_of(model), seed=seed, mask=mask, **options)
 
     key = kind.__name__ + _under(mask)
-    return Entrant(about, key, make, no_network, learns=kind.__name__)
+    return Entrant(about, key, make, (preparation, split), learns=kind.__name__)
 
 
 def lama(generator: str | Path, mask: MaskSettings | None = None) -> Entrant:
@@ -194,7 +204,7 @@ def lama(generator: str | Path, mask: MaskSettings | None = None) -> Entrant:
     def make(model: Checkpoint, seed: int, **options: Any) -> ByInpainting:
         return LaMaInpainting(preparation_of(model), generator=generator, mask=mask, **options)
 
-    return Entrant(BY_LAMA, f"lmd-lama:{generator}{_under(mask)}", make, no_network)
+    return Entrant(BY_LAMA, f"lmd-lama:{generator}{_under(mask)}", make, (preparation,))
 
 
 def _under(mask: MaskSettings | None) -> str:
