@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from liftmap.baselines import likelihood_regret
 from liftmap.baselines.likelihood_regret import VAE, LikelihoodRegret
 from liftmap.evaluation.metrics import auroc
 from liftmap.images.prepare import Preparation
@@ -48,10 +47,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=50, help="of a likelihood")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    likelihood_regret.SAMPLES = asked.samples
     prepare = Preparation(32, 32, asked.channels)
 
-    scorer = LikelihoodRegret(prepare, steps=max(asked.at), seed=asked.seed, device="cpu")
+    scorer = LikelihoodRegret(
+        prepare, steps=max(asked.at), samples=asked.samples, seed=asked.seed, device="cpu"
+    )
     vae: VAE = scorer.network
     vae.encoder.layers = normalised(vae.encoder.layers, asked.channels)
     vae.decoder.layers = normalised(vae.decoder.layers, vae.decoder.shape[0])

@@ -3,6 +3,7 @@ import fcntl
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from platform import node
 
@@ -78,6 +79,19 @@ def test_a_folder_is_held_by_one_run_until_that_ends(tmp_path: Path) -> None:
         other.kill()
     with held(tmp_path / "new" / "folder"):
         assert not list((tmp_path / "new" / "folder").iterdir())
+
+
+def test_a_patient_run_waits_for_its_turn(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with held(tmp_path):
+            waiting = pool.submit(lambda: held(tmp_path, patience=30.0).__enter__())
+            with (
+                pytest.raises(OutputError, match="written by another run"),
+                held(tmp_path, patience=0.1),
+            ):
+                pass
+            assert not waiting.done()
+        waiting.result(timeout=30)
 
 
 def test_a_file_system_without_locks_is_written_to_all_the_same(

@@ -5,6 +5,7 @@ Also who may write: one process at a time, and only the run that a file belongs 
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -148,8 +149,11 @@ def hold(file: IO[Any]) -> None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Keep other processes of this machine from holding a folder, made here, during the block.
+
+    Args:
+        patience: seconds to wait for another one that holds it.
 
     Raises:
         OutputError: another one holds it, or it can't be made.
@@ -166,22 +170,28 @@ def held(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{folder} can't be opened ({error}): choose another place") from error
     try:
-        _lock(handle, folder)
+        _lock(handle, folder, patience)
         yield
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, name: object) -> None:
+def _lock(handle: int, name: object, patience: float = 0.0) -> None:
     try:
         import fcntl
     except ImportError:  # no such locks on this system
         return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OutputError(
-            f"{name} is being written by another run: wait for it, or choose another --output"
-        ) from error
-    except OSError:  # no such locks on this file system, as on some networks
-        return
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() >= until:
+                raise OutputError(
+                    f"{name} is being written by another run: wait for it, "
+                    "or choose another --output"
+                ) from error
+            time.sleep(0.02)
+        except OSError:  # no such locks on this file system, as on some networks
+            return

@@ -5,7 +5,6 @@ import pytest
 import torch
 from tiny import pixels
 
-from liftmap.baselines import likelihood_regret
 from liftmap.baselines.likelihood_regret import LikelihoodRegret, divergence
 from liftmap.images.prepare import Preparation
 from liftmap.images.store import PreparedImages
@@ -36,15 +35,13 @@ def test_some_positions_estimate_the_whole_without_bias() -> None:
     assert torch.allclose(torch.stack(parts).mean(0), whole, rtol=1e-5)
 
 
-def test_fitting_the_encoder_to_an_image_raises_its_likelihood(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(likelihood_regret, "SAMPLES", 20)
-    monkeypatch.setattr(likelihood_regret, "REFIT_RATE", 1e-3)
+def test_fitting_the_encoder_to_an_image_raises_its_likelihood(tmp_path: Path) -> None:
     path = tmp_path / "i.u8"
     path.write_bytes(pixels(60).numpy().tobytes())
     train = PreparedImages(path, (1, 32, 32))
-    scorer = LikelihoodRegret(GREY, device="cpu", steps=20, refit_steps=40)
+    scorer = LikelihoodRegret(
+        GREY, device="cpu", steps=20, refit_steps=40, refit_rate=1e-3, samples=20
+    )
     scorer.learn(train, train)
     before = {k: v.clone() for k, v in scorer.network.state_dict().items()}
     odd = 255 - pixels(4, seed=2)
@@ -55,8 +52,7 @@ def test_fitting_the_encoder_to_an_image_raises_its_likelihood(
         assert torch.equal(part, before[name]), "the trained network itself is left alone"
 
 
-def test_without_a_refit_there_is_no_regret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likelihood_regret, "SAMPLES", 5)
-    scorer = LikelihoodRegret(GREY, device="cpu", refit_steps=0)
+def test_without_a_refit_there_is_no_regret() -> None:
+    scorer = LikelihoodRegret(GREY, device="cpu", refit_steps=0, samples=5)
     scorer.keep()
     assert scorer.scores(pixels(3)).abs().max() < 1e-3

@@ -25,6 +25,7 @@ from liftmap.diffusion.denoiser import Parametrisation
 from liftmap.diffusion.network import build_unet
 from liftmap.diffusion.process import VE
 from liftmap.evaluation import speed
+from liftmap.evaluation.entrants import described
 from liftmap.images.store import HoldOut
 from liftmap.model import Model
 from liftmap.stages.method import METHODS
@@ -296,6 +297,13 @@ def test_benchmark_compares_methods_and_keeps_its_cells(
     assert [line.split("│") for line in again.output.splitlines() if "│" in line] == rows
     wrong = liftmap("benchmark", images, images, *asked[:-1], "svm", code=1)
     assert "need some of combined" in words(wrong)
+
+
+def test_the_benchmarks_help_lists_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    shown = words(liftmap("benchmark", "--help"))
+    for name, about in described().items():
+        assert name in shown and about in shown
 
 
 def test_reproduce_sets_a_table_beside_the_papers(

@@ -2,13 +2,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny import pixels, save_images, small_method, small_model, trained
 
 from liftmap.baselines.msma import MSMA
-from liftmap.errors import ModelError
+from liftmap.detector import Detector
+from liftmap.errors import ModelError, OutputError
 from liftmap.evaluation.benchmark import (
     BenchmarkListener,
     Task,
@@ -20,6 +22,7 @@ from liftmap.evaluation.entrants import find_entrants, lmd, lmd_by_each
 from liftmap.images.entry import take
 from liftmap.images.sources import open_source
 from liftmap.images.store import HoldOut, PreparedImages
+from liftmap.stages.aggregate import Rule, Scales
 from liftmap.stages.mixture import Candidate
 
 
@@ -33,6 +36,10 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     name = str(tmp_path / "images")
     inside, outside = open_source(f"{name}[30:40]"), open_source(f"{name}[0:8]")
     return Task(str(tmp_path / "model"), take(images, 30), inside, [outside])
+
+
+def kept(folder: Path) -> pa.Table:
+    return pq.read_table(folder / "cells.parquet")
 
 
 def test_a_rerun_scores_nothing_and_gives_the_same_table(
@@ -64,7 +71,7 @@ def test_a_further_method_adds_its_own_cells_only(task: Task, tmp_path: Path) ->
     )
     assert scored == ["lmd-quick learns", "lmd-quick", "lmd-quick"]
     assert [r["method"] for r in records] == ["msma", "lmd-quick"]
-    assert len(list((tmp_path / "b" / "cells").iterdir())) == 4
+    assert kept(tmp_path / "b")["method"].to_pylist().count("MSMA") == 2
 
 
 def test_what_was_learnt_is_kept_and_shared(task: Task, tmp_path: Path) -> None:
@@ -73,12 +80,11 @@ def test_what_was_learnt_is_kept_and_shared(task: Task, tmp_path: Path) -> None:
     folder = tmp_path / "b"
     run_benchmark([task], find_entrants(["mahalanobis"]), folder, listener=listener)
     assert "mahalanobis learns" in told
-    for cell in (folder / "cells").iterdir():
-        cell.unlink()  # as if it had been killed while it scored
+    (folder / "cells.parquet").unlink()  # as if it had been killed while it scored
     told.clear()
     run_benchmark([task], find_entrants(["mahalanobis"]), folder, listener=listener)
     assert told == ["mahalanobis", "mahalanobis"]
-    for path in [*(folder / "cells").iterdir(), *(folder / "learnt").glob("*/*")]:
+    for path in [folder / "cells.parquet", *(folder / "learnt").glob("*/*")]:
         path.unlink()  # as if it had been killed while it wrote what it had learnt
     told.clear()
     run_benchmark([task], find_entrants(["mahalanobis"]), folder, listener=listener)
@@ -111,7 +117,7 @@ def test_seeds_are_cells_of_their_own_and_the_table_gives_their_spread(
 ) -> None:
     records = run_benchmark([task], find_entrants(["lmd-quick"]), tmp_path / "b", seeds=[0, 1])
     assert [r["seed"] for r in records] == [0, 1]
-    assert len(list((tmp_path / "b" / "cells").iterdir())) == 4
+    assert kept(tmp_path / "b")["seed"].to_pylist() == [0, 0, 1, 1]
     heading, row = table_rows(records)
     assert heading[0] == "method" and heading[1].endswith("images[0:8]")
     values = [r["auroc"] for r in records]
@@ -135,9 +141,9 @@ def test_the_tables_are_written_as_parquet_markdown_and_latex(tmp_path: Path) ->
 
 def test_bad_requests_are_named(task: Task, tmp_path: Path) -> None:
     run_benchmark([task], find_entrants(["msma"]), tmp_path / "b")
-    for cell in (tmp_path / "b" / "cells").iterdir():
-        cell.write_bytes(cell.read_bytes()[:40])
-    with pytest.raises(ModelError, match=r"is damaged .* delete it and run again"):
+    table = tmp_path / "b" / "cells.parquet"
+    table.write_bytes(table.read_bytes()[:40])
+    with pytest.raises(OutputError, match=r"is damaged, .* put a copy of it back, or delete it"):
         run_benchmark([task], find_entrants(["msma"]), tmp_path / "b")
     path = tmp_path / "images.u8"
     path.write_bytes(pixels(4).numpy().tobytes())
@@ -171,3 +177,30 @@ def test_a_cell_belongs_to_a_files_content_wherever_it_lies(task: Task, tmp_path
     np.save(tmp_path / "there" / "x.npy", 255 - rows)
     run_benchmark([moved], methods, tmp_path / "b", listener=listener)
     assert scored.count("mahalanobis") == 3
+
+
+def test_a_cell_says_what_it_is(task: Task, tmp_path: Path) -> None:
+    run_benchmark([task], find_entrants(["mahalanobis"]), tmp_path / "b")
+    [inside, outside] = kept(tmp_path / "b").to_pylist()
+    assert (inside["name"], inside["method"]) == ("mahalanobis", "Mahalanobis")
+    assert (inside["model"], inside["trained_on"]) == (task.model, task.train.name)
+    assert (inside["source"], outside["source"]) == (task.inside.name, task.outside[0].name)
+    assert (inside["images"], inside["skipped"], len(inside["scores"][0])) == (10, 1, 9)
+
+
+def test_another_calibration_costs_only_the_cells_of_its_method(task: Task, tmp_path: Path) -> None:
+    scored: list[str] = []
+    listener = BenchmarkListener(on_cell=lambda method, source, images: scored.append(method))
+    entrants = find_entrants(["mahalanobis", "msma"]) | {"lmd": lmd(small_method())}
+    run_benchmark([task], entrants, tmp_path / "b", listener=listener)
+    scored.clear()
+    detector = Detector.from_pretrained(task.model, device="cpu")
+    detector.set_calibration([0.1, 0.2, 0.3], Rule(Scales((-2.0, -1.0), (0.5, 0.5))))
+    detector.save(task.model, weights=False)
+    run_benchmark([task], entrants, tmp_path / "b", listener=listener)
+    assert scored == []
+    detector = Detector.from_pretrained(task.model, method=small_method(), device="cpu")
+    detector.set_calibration([0.1, 0.2, 0.3], Rule(settled=0.5))
+    detector.save(task.model, weights=False)
+    run_benchmark([task], entrants, tmp_path / "b", listener=listener)
+    assert scored == ["lmd", "lmd"]

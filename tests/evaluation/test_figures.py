@@ -7,15 +7,11 @@ import pytest
 from PIL import Image
 from tiny import calibrated_model, save_images, small_method, trained
 
-from liftmap.detector import Detector
-from liftmap.engines.local import score_source
-from liftmap.engines.tables import read_distances
 from liftmap.errors import SettingsError
 from liftmap.evaluation import figures
 from liftmap.evaluation.benchmark import BenchmarkListener, Task
 from liftmap.evaluation.figures import FIGURES, Tools, attempts_curves, class_by_class, draw_masks
 from liftmap.evaluation.metrics import auroc
-from liftmap.images.entry import Source
 from liftmap.images.labels import read_labels
 from liftmap.images.sources import open_source
 from liftmap.images.store import HoldOut
@@ -31,12 +27,7 @@ def task(tmp_path: Path) -> Task:
     return Task(str(model), inside, inside, [outside])
 
 
-def measure(detector: Detector, source: Source, table: Path) -> np.ndarray:
-    score_source(detector, source, table, to="distances")
-    return read_distances(table)[1]
-
-
-TOOLS = Tools(measure, lambda source: read_labels(source.name))
+TOOLS = Tools(lambda source: read_labels(source.name))
 
 
 def named(task: Task) -> Tools:

@@ -1,5 +1,6 @@
 """DDPM-OOD: reconstructions from several noise levels, z-scored (Graham et al. 2023)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,21 +31,31 @@ class DDPMOOD(OnDiffusion):
     Departure: DPM-Solver++(2M) in place of PLMS, two multistep solvers of the same ordinary
     differential equation.
 
+    Args:
+        starts: the levels, as steps back.
+
     learnt: centre and spread (14,) of the distances, level by level.
     """
 
-    def __init__(self, model: Model, *, seed: int = 0, **options: Any) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        starts: Sequence[int] = STARTS,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
         super().__init__(model, **options)
-        self.seed = seed
+        self.starts, self.seed = tuple(starts), seed
         self._distances = load_distances("lpips+mse")
 
     @property
     def evaluations(self) -> int:
-        return sum(STARTS)
+        return sum(self.starts)
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"seed": self.seed}
+        return {"starts": list(self.starts), "seed": self.seed}
 
     def answers(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """LPIPS and MSE of the reconstruction from each level."""
@@ -53,7 +64,7 @@ class DDPMOOD(OnDiffusion):
         images = torch.arange(len(x), device=x.device)
         references = {name: d.reference(x) for name, d in self._distances.items()}
         found = []
-        for level, steps in enumerate(STARTS):
+        for level, steps in enumerate(self.starts):
             noise = noise_of(pixels, self.seed, level, (channels, height, width), x.device)
             start = steps / SAMPLER.steps
             redraw = noise_and_denoise(self.denoiser, x, noise, SAMPLER, start).clamp(-1, 1)
@@ -70,4 +81,4 @@ class DDPMOOD(OnDiffusion):
 
     def compare(self, answers: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         z = (answers - self.learnt["centre"]) / self.learnt["spread"]
-        return z.sum(1) / len(STARTS)
+        return z.sum(1) / len(self.starts)

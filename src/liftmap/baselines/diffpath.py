@@ -1,7 +1,6 @@
 """DiffPath: six sums along the deterministic path from an image to noise (Heng et al. 2024)."""
 
 import itertools
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -28,11 +27,11 @@ class DiffPath(ByDensity):
     whichever is given; in the benchmark it is the in-domain one, as for the other methods.
     """
 
-    candidates: ClassVar = [
+    candidates = tuple(
         Candidate(k, covariance)
         for k in (50, 100)
         for covariance in ("full", "tied", "diag", "spherical")
-    ]
+    )
 
     @property
     def evaluations(self) -> int:

@@ -114,14 +114,17 @@ class LikelihoodRegret(Trained):
         device: str | torch.device | None = None,
         steps: int = 3000,
         refit_steps: int = REFIT_STEPS,
+        refit_rate: float = REFIT_RATE,
+        samples: int = SAMPLES,
         seed: int = 0,
     ) -> None:
         super().__init__(preparation, VAE, device=device, steps=steps, seed=seed)
-        self.refit_steps = refit_steps
+        self.refit_steps, self.refit_rate, self.samples = refit_steps, refit_rate, samples
 
     @property
     def settings(self) -> dict[str, Any]:
-        return super().settings | {"refit_steps": self.refit_steps}
+        refit = {"refit_steps": self.refit_steps, "refit_rate": self.refit_rate}
+        return super().settings | refit | {"samples": self.samples}
 
     @property
     def batch(self) -> int:
@@ -159,7 +162,7 @@ class LikelihoodRegret(Trained):
             mean, log_variance = self._encode(encoders, x)
             after = (mean[:, 0], log_variance[:, 0])
         # both by the same noise, so that most of the estimates' error cancels in the difference
-        draws = [noise.draw().flatten(1) for _ in range(SAMPLES)]
+        draws = [noise.draw().flatten(1) for _ in range(self.samples)]
         levels = pixels_there.long()
         found = [self._importance_weighted(levels, q, draws) for q in (before, after)]
         return torch.stack(found, 1).cpu()
@@ -186,7 +189,7 @@ class LikelihoodRegret(Trained):
             for name, part in self.network.encoder.named_parameters()
         }
         # Adam works element by element: each image's encoder moves as if it were alone
-        optimizer = torch.optim.Adam(encoders.values(), lr=REFIT_RATE)
+        optimizer = torch.optim.Adam(encoders.values(), lr=self.refit_rate)
         for _ in range(self.refit_steps):
             mean, log_variance = (part[:, 0] for part in self._encode(encoders, x))
             code = mean + noise.draw().flatten(1) * (0.5 * log_variance).exp()

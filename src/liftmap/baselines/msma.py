@@ -1,7 +1,5 @@
 """MSMA: norms of the score at ten noise levels (Mahmood et al. 2021)."""
 
-from typing import ClassVar
-
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -21,7 +19,7 @@ class MSMA(ByDensity):
     Departure: any diffusion model serves, see `noise_norms`.
     """
 
-    candidates: ClassVar = COMPONENTS
+    candidates = COMPONENTS
 
     @property
     def evaluations(self) -> int:

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -59,7 +59,18 @@ class OnDiffusion(Baseline):
 class ByDensity(OnDiffusion):
     """A score is minus the log-density of an image's answers among in-domain training images'."""
 
-    candidates: ClassVar[Sequence[Candidate]]
+    candidates: Sequence[Candidate]
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        candidates: Sequence[Candidate] | None = None,
+        **options: Any,
+    ) -> None:
+        """Choose among other mixtures than the paper's, if `candidates` are given."""
+        super().__init__(model, **options)
+        self.candidates = candidates or self.candidates
 
     def learn(
         self, train: PreparedImages, held_out: PreparedImages, *, on_batch: OnBatch | None = None

@@ -22,7 +22,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import-score-sde": models.import_score_sde,
 }
 for name, function in COMMANDS.items():
-    app.command(name)(function)
+    app.command(name, cls=research.ListsMethods if name == "benchmark" else None)(function)
 
 
 def main() -> None:

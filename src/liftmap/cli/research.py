@@ -2,10 +2,12 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
 
 from liftmap.cli.base import (
     AddressOption,
@@ -34,12 +36,22 @@ from liftmap.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
-
-    from liftmap.detector import Detector
     from liftmap.evaluation.paper import Pair
     from liftmap.evaluation.reproduce import Agenda
     from liftmap.images.entry import Source
+
+
+class ListsMethods(typer.core.TyperCommand):
+    """Its help lists the methods of detection, which are imported only when somebody asks."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from liftmap.evaluation.entrants import described
+
+        super().format_help(ctx, formatter)
+        table = Table.grid(padding=(0, 2))
+        for name, about in described().items():
+            table.add_row(f"[bold cyan]{name}[/]", about)
+        console.print(Panel(table, title="Methods", title_align="left", border_style="dim"))
 
 
 SeedsOption = Annotated[
@@ -100,10 +112,7 @@ def benchmark(
         list[str] | None,
         typer.Option(
             "--method",
-            help="combined, lmd, lmd-quick, lmd-paper, lmd-mae, lmd-fourier, "
-            "lmd-lama:GENERATOR.pt, likelihood, input-complexity, likelihood-regret, ae-mse, "
-            "ae-mh, anogan, mahalanobis, mahalanobis-efficientnet, msma, diffpath, ddpm-ood, "
-            "projection-regret; may be repeated.",
+            help="One of those below; may be repeated.",
         ),
     ] = None,
     seeds: SeedsOption = None,
@@ -202,24 +211,16 @@ def _draw_figure(
     generator: Path | None,
 ) -> None:
     from liftmap.cli.progress import BenchmarkProgress, ScoreProgress
-    from liftmap.engines.local import score_source
-    from liftmap.engines.tables import read_distances
     from liftmap.evaluation.figures import FIGURES, Tools
     from liftmap.images.labels import read_labels
     from liftmap.stages.method import find_method
 
-    def measure(detector: "Detector", source: "Source", table: Path) -> "np.ndarray":
-        if not table.exists():
-            with ScoreProgress(complaints, source.count(), source.name) as on_batch:
-                score_source(detector, source, table, to="distances", on_batch=on_batch)
-        return read_distances(table)[1]
-
     tools = Tools(
-        measure,
-        lambda source: read_labels(source.name, root=root),
-        planned.names,
-        lambda: BenchmarkProgress(complaints),
-        generator,
+        labels=lambda source: read_labels(source.name, root=root),
+        names=planned.names,
+        progress=lambda: BenchmarkProgress(complaints),
+        scoring=lambda source: ScoreProgress(complaints, source.count(), source.name),
+        generator=generator,
     )
     for task in planned.tasks:
         made = FIGURES[what].draw(task, find_method(method), output, tools)

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from liftmap.detector import Detector
 from liftmap.engines.tables import Row, check_format, write_table
-from liftmap.errors import ImageError, OutputError
+from liftmap.errors import OutputError
 from liftmap.files import Run, hold
 from liftmap.images.entry import Entry, Source
+from liftmap.images.prepare import prepare_entries
 from liftmap.stages.redraw import Measured
 
 Upto = Literal["distances", "scores", "decisions"]
@@ -181,13 +182,7 @@ class Scoring:
 
     def rows(self, entries: list[Entry]) -> list[Row]:
         """The rows of a few images; one that can't be read costs itself alone."""
-        pixels: list[Tensor] = []
-        reasons: dict[int, str] = {}
-        for i, entry in enumerate(entries):
-            try:
-                pixels.append(self.detector.preparation(entry.load()))
-            except ImageError as error:
-                reasons[i] = str(error)
+        pixels, reasons = prepare_entries(self.detector.preparation, entries)
         values = self._values(torch.stack(pixels)) if pixels else iter(())
         empty = dict.fromkeys(("score", "p_value", "is_ood", "attempts", "distances", "norms"))
         return [

