@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, required=True, help="table of in-domain test images")
     parser.add_argument("--method", default="fast")
     asked = parser.parse_args()
-    calibration = Detector.from_pretrained(asked.model, method=asked.method).calibration
+    calibration = Detector.from_pretrained(asked.model, method=asked.method).judge.decides_by
     scores = torch.tensor(read_scores(asked.scores))
     n, known = len(scores), len(calibration.scores)
     print(f"{n} test images against {known} calibration scores\n")
@@ -28,7 +28,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|")
     for rate in (0.01, 0.05, 0.1):
-        flagged = int(calibration.is_ood(scores, rate).sum())
+        flagged = int(calibration.flagged(calibration.p_values(scores), rate).sum())
         low, high = binom.interval(0.95, n, rate)
         k = int(rate * (known + 1))
         low_b, high_b = betabinom.interval(0.95, n, k, known + 1 - k)

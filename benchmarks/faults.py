@@ -25,8 +25,8 @@ from PIL import Image
 
 from liftmap.cli.demo import SAMPLES
 from liftmap.detector import Detector
-from liftmap.diffusion.checkpoints import load_checkpoint
 from liftmap.engines.tables import read_rows
+from liftmap.model import Model
 
 MODEL = "fashion-mnist"
 
@@ -53,14 +53,14 @@ def same_rows(done: Path, undisturbed: Path) -> str:
 
 def same_calibration(done: Path, undisturbed: Path) -> str:
     got, want = (
-        Detector.from_pretrained(p, method="quick").calibration for p in (done, undisturbed)
+        Detector.from_pretrained(p, method="quick").judge.decides_by for p in (done, undisturbed)
     )
     close = np.allclose(got.scores, want.scores, atol=1e-3)
     return "" if len(got.scores) == len(want.scores) and close else "other scores"
 
 
 def same_training(done: Path, undisturbed: Path) -> str:
-    steps = [load_checkpoint(p).about["training"]["steps"] for p in (done, undisturbed)]
+    steps = [record.steps if (record := Model.load(p).training) else 0 for p in (done, undisturbed)]
     return "" if steps[0] == steps[1] else f"{steps[0]} steps instead of {steps[1]}"
 
 

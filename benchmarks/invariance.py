@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from liftmap.detector import Detector, Scored
+from liftmap.detector import Detector
 from liftmap.images.entry import take
 from liftmap.images.sources import open_source
+from liftmap.stages.judge import Scored
 
 
 def main() -> None:

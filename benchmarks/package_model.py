@@ -9,15 +9,16 @@ The table of `--evaluation` (a folder that `liftmap evaluate` wrote) is printed 
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from liftmap.detector import Detector
-from liftmap.diffusion.checkpoints import ABOUT, CONFIG, WEIGHTS
+from liftmap.diffusion.checkpoints import CONFIG, WEIGHTS
 from liftmap.evaluation.paper import ARTEFACTS, PAIRS, published
 from liftmap.files import atomic_path
+from liftmap.model import Initial, Model, Training
 
 
 def evaluation_table(records: list[dict[str, Any]]) -> list[str]:
@@ -47,9 +48,9 @@ def _data_set(source: str) -> str:
     return max(named, key=len, default="")
 
 
-def draw_loss(training: dict[str, Any], path: Path) -> None:
+def draw_loss(training: Training, path: Path) -> None:
     """The loss curve against training steps, the first points cut off where they dwarf the rest."""
-    curve, width = training["loss_curve"], training["loss_curve_steps_a_point"]
+    curve, width = training.loss_curve, training.loss_curve_steps_a_point
     figure = Figure(figsize=(5.4, 3.2), layout="constrained")
     axis = figure.subplots()
     axis.plot([width * (i + 0.5) for i in range(len(curve))], curve)
@@ -58,30 +59,29 @@ def draw_loss(training: dict[str, Any], path: Path) -> None:
         figure.savefig(temporary, dpi=90, format="png")
 
 
-def card(name: str, data: str, licence: str, training: dict[str, Any], table: list[str]) -> str:
-    settings, prepared = training["settings"], training["preparation"]
-    curve = training["loss_curve"]
+def card(name: str, data: str, licence: str, training: Training, table: list[str]) -> str:
+    settings, prepared, curve = training.settings, training.preparation, training.loss_curve
     final = sum(curve[-5:]) / len(curve[-5:])
-    colours = "grey" if prepared["channels"] == 1 else "RGB"
-    held, started = training["hold_out"], "initial" in training
+    colours = "grey" if prepared.channels == 1 else "RGB"
+    held, started = training.hold_out, training.initial
     return "\n".join(
         [
             f"# {name}",
             "",
-            f"Knows {data}, and nothing else. Images are taken as {prepared['height']}x"
-            f"{prepared['width']} {colours}. `liftmap info` shows its calibration.",
+            f"Knows {data}, and nothing else. Images are taken as {prepared.height}x"
+            f"{prepared.width} {colours}. `liftmap info` shows its calibration.",
             "",
             "| | |",
             "|---|---|",
-            f"| data | {data}: {training['images']} to train on, {held['share']:.0%} (at least "
-            f"{held.get('least', 0)}, at most {held['most']}) held out for calibration |",
+            f"| data | {data}: {training.images} to train on, {held.share:.0%} (at least "
+            f"{held.least}, at most {held.most}) held out for calibration |",
             f"| credit | {licence} |",
-            f"| network | preset `{training['preset']}`, float16 |",
-            f"| training | {training['minutes']:.0f} minutes on two CPU cores, {training['steps']} "
-            f"steps of {settings['batch']} images, learning rate {settings['learning_rate']:g} "
-            f"falling by a cosine, EMA {settings['ema']}, seed {settings['seed']}, flips "
-            f"{'on' if settings['flip'] else 'off'} |",
-            *([f"| started from | {_earlier(training['initial'])} |"] if started else []),
+            f"| network | preset `{training.preset}`, float16 |",
+            f"| training | {training.minutes:.0f} minutes on two CPU cores, {training.steps} "
+            f"steps of {settings.batch} images, learning rate {settings.learning_rate:g} "
+            f"falling by a cosine, EMA {settings.ema}, seed {settings.seed}, flips "
+            f"{'on' if settings.flip else 'off'} |",
+            *([f"| started from | {_earlier(started)} |"] if started else []),
             f"| loss | {curve[0]:.3f} at first, {final:.4f} over the last twentieth |",
             "",
             "![training loss](loss.png)",
@@ -97,10 +97,10 @@ def card(name: str, data: str, licence: str, training: dict[str, Any], table: li
     )
 
 
-def _earlier(initial: dict[str, Any]) -> str:
+def _earlier(initial: Initial) -> str:
     """The trainings before this one, the last first."""
-    text = f"{initial['minutes']:.0f} minutes, {initial['steps']} steps on the same images"
-    return f"{text}; before it {_earlier(initial['initial'])}" if "initial" in initial else text
+    text = f"{initial.minutes or 0:.0f} minutes, {initial.steps} steps on the same images"
+    return f"{text}; before it {_earlier(initial.initial)}" if initial.initial else text
 
 
 def main() -> None:
@@ -111,18 +111,19 @@ def main() -> None:
     parser.add_argument("--licence", required=True, help="of the data, and whose they are")
     parser.add_argument("--evaluation", type=Path, required=True)
     asked = parser.parse_args()
-    Detector.from_pretrained(asked.model)  # refuses a damaged folder
+    model = Model.load(asked.model)
+    if model.training is None:
+        raise SystemExit(f"{asked.model} has no record of its training")
     folder = asked.output / asked.model.name
     folder.mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS, CONFIG):
         shutil.copyfile(asked.model / name, folder / name)
-    about = json.loads((asked.model / ABOUT).read_text(encoding="utf-8"))
-    about["training"]["source"] = asked.data
+    training = replace(model.training, source=asked.data)
+    replace(model, training=training).save(folder, weights=False)
     records = json.loads((asked.evaluation / "evaluation.json").read_text(encoding="utf-8"))
     table = evaluation_table(records)
-    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    draw_loss(about["training"], folder / "loss.png")
-    text = card(asked.model.name, asked.data, asked.licence, about["training"], table)
+    draw_loss(training, folder / "loss.png")
+    text = card(asked.model.name, asked.data, asked.licence, training, table)
     (folder / "README.md").write_text(text, encoding="utf-8")
     print("\n".join(table))
 

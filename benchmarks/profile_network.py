@@ -78,7 +78,7 @@ def main() -> None:
     asked = parser.parse_args()
     detector = Detector.from_pretrained(asked.model)
     peak = matrix_peak(detector.device, detector.denoiser.precision)
-    x = torch.randn(asked.batch, *detector.checkpoint.image_shape)
+    x = torch.randn(asked.batch, *detector.model.checkpoint.image_shape)
     for _ in range(3):
         detector.denoiser(x, 0.5)
     with torch.no_grad(), Clock() as clock:  # inference mode hides operations from a dispatch mode

@@ -7,14 +7,17 @@ With --add the other calibrations stay.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from validation import known_split
 
-from liftmap.cli.terminal import CountProgress, about_table
+from liftmap.cli.progress import CountProgress
+from liftmap.cli.terminal import about_table
 from liftmap.detector import Detector
+from liftmap.model import Model
 
 
 def main() -> None:
@@ -28,20 +31,21 @@ def main() -> None:
     parser.add_argument("--add", action="store_true", help="keep what is there")
     asked = parser.parse_args()
     console = Console()
-    first = Detector.from_pretrained(asked.model)
-    for known in () if asked.add else ("calibrations", "density"):
-        first.checkpoint.about.pop(known, None)
+    model = Model.load(asked.model)
+    if not asked.add:
+        model = replace(model, density=None, judges={})
     with TemporaryDirectory() as folder:
         store = Path(folder) / "images.u8"
-        train, held_out = known_split(first, asked.source, asked.root, store)
+        train, held_out = known_split(Detector(model), asked.source, asked.root, store)
         for method in asked.methods:
-            detector = Detector(first.checkpoint, method=method)
+            detector = Detector(model, method=method)
             with CountProgress(console, method) as on_batch:
-                if detector.method.norms and detector.density is None:
+                if detector.method.norms and model.density is None:
                     detector.learn_density(train)
                 detector.calibrate(held_out, on_batch=on_batch)
-    first.save(asked.model, weights=False)
-    console.print(about_table(first))
+            model = detector.model
+    model.save(asked.model, weights=False)
+    console.print(about_table(model))
 
 
 if __name__ == "__main__":

@@ -12,15 +12,16 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from liftmap.cli.terminal import ScoreProgress
+from liftmap.cli.progress import ScoreProgress
 from liftmap.detector import Detector
 from liftmap.diffusion.samplers import SamplerSettings
 from liftmap.engines.local import score_source
 from liftmap.engines.tables import read_distances
 from liftmap.images.entry import take
 from liftmap.images.sources import open_source
-from liftmap.stages.aggregate import Scales, aggregate
+from liftmap.stages.aggregate import aggregate
 from liftmap.stages.method import Method
+from liftmap.stages.scales import Scales
 
 KINDS = ("lpips", "mse", "ssim")
 ATTEMPTS = 10

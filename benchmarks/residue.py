@@ -16,11 +16,11 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from liftmap.baselines.base import noise_of
-from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
+from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.evaluation.metrics import auroc
 from liftmap.images.prepare import to_model_range
 from liftmap.images.sources import open_source
-from liftmap.scorer import preparation_of
+from liftmap.model import Model
 from liftmap.stages.distances import load_distances
 from liftmap.stages.inpaint import inpaint
 from liftmap.stages.masks import hidden_masks
@@ -70,8 +70,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[METHOD.sampler.steps, 20, 50])
     parser.add_argument("--start", type=float, default=METHOD.sampler.start, help="noise time")
     asked = parser.parse_args()
-    checkpoint = load_checkpoint(asked.model)
-    prepare = preparation_of(checkpoint)
+    model = Model.load(asked.model)
+    checkpoint, prepare = model.checkpoint, model.preparation
     sides = [
         torch.stack([prepare(entry.load()) for entry in open_source(f"{name}[:{asked.images}]")])
         for name in (asked.inside, asked.outside)

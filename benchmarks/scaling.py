@@ -25,6 +25,7 @@ from liftmap.diffusion.denoiser import Parametrisation
 from liftmap.diffusion.network import build_unet, find_preset
 from liftmap.diffusion.process import VP
 from liftmap.evaluation.speed import measure_speed
+from liftmap.model import Model
 from liftmap.stages.method import Method, find_method
 
 
@@ -61,7 +62,7 @@ def by_size(sizes: list[int], preset_name: str, channels: int, method: Method) -
         unet = build_unet(preset, height=side, width=side, channels=channels)
         made = Checkpoint(unet, VP(), Parametrisation(), preset.patch)
         distance = method.distance if side > 30 else "ssim"  # LPIPS needs 31 pixels
-        detector = Detector(made, method=replace(method, distance=distance))
+        detector = Detector(Model.of(made), method=replace(method, distance=distance))
         pixels = torch.randint(0, 256, (detector.batch, channels, side, side), dtype=torch.uint8)
         [speed] = measure_speed([detector], pixels)
         print(
@@ -79,7 +80,7 @@ def by_work(model: str, method: Method) -> None:
         )
         for steps, attempts in grid
     ]
-    shape = (max(d.batch for d in detectors), *detectors[0].checkpoint.image_shape)
+    shape = (max(d.batch for d in detectors), *detectors[0].model.checkpoint.image_shape)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
     print("\n| steps | attempts | evaluations an image | ms an image | of matrix peak |")
     print("|---|---|---|---|---|")

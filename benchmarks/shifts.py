@@ -1,4 +1,4 @@
-"""What each kind of evidence sees of synthetic shifts: redraws, score norms, features, and sums.
+"""What each kind of evidence sees of synthetic shifts: redraws, noise norms, features, and sums.
 
 Features are the Mahalanobis distance of AlexNet's last activations, which LPIPS computes anyway.
 
@@ -18,13 +18,16 @@ from torch import Tensor
 from validation import SHIFTS, known_split, shifted
 
 from liftmap.baselines.mahalanobis import Mahalanobis
-from liftmap.cli.terminal import CountProgress
-from liftmap.detector import Detector, Measured
+from liftmap.cli.progress import CountProgress
+from liftmap.detector import Detector
 from liftmap.evaluation.metrics import auroc
 from liftmap.images.entry import readable
 from liftmap.images.sources import open_source
-from liftmap.stages.aggregate import Rule, Scale, rule_rows
+from liftmap.stages.aggregate import aggregate
+from liftmap.stages.judge import scale_images
 from liftmap.stages.method import find_method
+from liftmap.stages.redraw import Measured
+from liftmap.stages.scales import Scale, Scales
 
 
 def measured(detector: Detector, pixels: Tensor, name: str) -> Measured:
@@ -69,11 +72,12 @@ def main() -> None:
         some = [detector.preparation(image) for _, image in readable(open_source(spec))]
         sides[Path(spec).stem] = torch.stack(some)
     found = {name: measured(detector, images, name) for name, images in sides.items()}
-    for_rule = rule_rows(count)
+    for_rule = scale_images(count)
     rest = torch.ones(count, dtype=torch.bool)
     rest[for_rule] = False
-    density = detector.density
-    assert density is not None, "the model has no density of score norms: calibrate it"
+    density = detector.model.density
+    if density is None:
+        raise SystemExit("the model has no density of noise norms: calibrate it")
     features = Mahalanobis(detector.preparation)
     features.learn(train, held)
     extras = {
@@ -85,9 +89,11 @@ def main() -> None:
     def scores(name: str, columns: list[int], added: list[str]) -> np.ndarray:
         total = torch.zeros(len(found[name].distances), dtype=torch.float64)
         if columns:
-            distances = found["normal"].distances[for_rule][..., columns]
-            rule = Rule.from_distances(distances, None, method.aggregate)
-            total += rule.scores(found[name].distances[..., columns], method.aggregate)
+            usual = found["normal"].distances[for_rule][..., columns]
+            distances = found[name].distances[..., columns]
+            several = len(columns) > 1
+            evidence = Scales.from_distances(usual).strongest(distances) if several else distances
+            total += aggregate(evidence if several else evidence[..., 0], method.aggregate)
         for extra in added:
             scale = Scale.from_values(extras[extra]["normal"][for_rule])
             total += scale.standard(extras[extra][name])

@@ -55,7 +55,7 @@ def side(model: str, method: Named, spec: str, work: Path, limit: int) -> np.nda
     distances = measured(model, method.sampler, spec, work, limit)
     scales = None
     if "+" in method.distance:
-        scales = Detector.from_pretrained(model, method=method.method).rule.scales
+        scales = Detector.from_pretrained(model, method=method.method).judge.scales
     return scores(columns(distances, method.attempts, method.distance), scales)
 
 

@@ -22,8 +22,11 @@ from validation import SHIFTS, write_validation
 
 from liftmap.detector import Detector
 from liftmap.evaluation.metrics import auroc, paired_auroc_difference
-from liftmap.stages.aggregate import PAIR, Scales, aggregate, rule_rows, until_settled
-from liftmap.stages.method import METHODS
+from liftmap.stages.aggregate import aggregate
+from liftmap.stages.judge import Judge, scale_images
+from liftmap.stages.method import METHODS, PAIR, Method
+from liftmap.stages.redraw import Measured
+from liftmap.stages.scales import Scales
 
 
 class Sides(NamedTuple):
@@ -59,7 +62,7 @@ class Split(NamedTuple):
 
 def split(normal: Tensor, distance: str) -> Split:
     """Chosen columns of the normal images, as a calibration parts them."""
-    for_rule = rule_rows(len(normal))
+    for_rule = scale_images(len(normal))
     kept = torch.ones(len(normal), dtype=torch.bool)
     kept[for_rule] = False
     scales = Scales.from_distances(normal[for_rule]) if "+" in distance else None
@@ -75,6 +78,15 @@ def scored(sides: Sides, attempts: int, distance: str) -> Scored:
     }
     shifted = scores(columns(sides.shifted, attempts, distance), normal.scales)
     return Scored(scores(normal.rest, normal.scales), shifted, others)
+
+
+def stopped(evidence: Tensor, settled: float | None) -> tuple[Tensor, Tensor]:
+    """Scores of evidence (n, attempts), and how many attempts each took until it settled."""
+    method = Method(attempts=evidence.shape[1], distance="mse", early_stop=0.5)
+    judge = Judge(method, settled=settled)
+    found = Measured.whole(evidence[..., None], torch.empty(len(evidence), 0))
+    took = judge.stopped(found)
+    return judge.scores(took), took.attempts
 
 
 def early_stops(
@@ -94,8 +106,7 @@ def early_stops(
             for quantile in [None, *quantiles]:
                 settled = None if quantile is None else aggregate(rule).quantile(quantile).item()
                 (inside, took), (outside, took_outside) = (
-                    until_settled(lambda i, a, b, e=e: e[i, a:b], len(e), count, settled)  # type: ignore[misc]
-                    for e in (rest, shifted)
+                    stopped(e, settled) for e in (rest, shifted)
                 )
                 flagged = [(outside > inside.quantile(1 - r)).float().mean() for r in (0.01, 0.05)]
                 yield (

@@ -8,7 +8,6 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from liftmap.detector import Detector
-from liftmap.evaluation.benchmark import training_split
 from liftmap.images.sources import open_source
 from liftmap.images.store import PreparedImages, store_source
 
@@ -45,7 +44,7 @@ def known_split(
         images = PreparedImages(store, (p.channels, p.height, p.width))
     else:
         images = store_source(open_source(source, root=root), detector.preparation, store)
-    return training_split(images, detector.checkpoint)
+    return detector.model.trained_split(images)
 
 
 def write_validation(

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--runs", type=float, nargs="+", default=[1e4, 1e5])
     parser.add_argument("--method", default="fast")
     asked = parser.parse_args()
-    calibration = Detector.from_pretrained(asked.model, method=asked.method).calibration.scores
+    calibration = Detector.from_pretrained(asked.model, method=asked.method).judge.decides_by.scores
     pool = np.concatenate([calibration, read_scores(asked.inside)])
     size = len(calibration)
     print(f"{asked.months} months of {asked.images} images, calibrated on {size}, seed 0\n")

@@ -142,8 +142,7 @@ def read_model(path: Path) -> None:
             (path.parent / name).write_bytes(data)
     try:
         detector = Detector.from_pretrained(path.parent, device="cpu")
-        for part in ("rule", "density", "calibration"):
-            getattr(detector, part)
+        detector.judge.check()
     except LiftmapError:
         return
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from tiny import pixels, small_detector
 
-from liftmap.adapters import ood_detector, outlier_labels, pyod_detector
+from liftmap.adapters import ood_detector, pyod_detector
 from liftmap.errors import SettingsError
 
 
@@ -34,7 +34,3 @@ def test_pytorch_ood_sees_one_of_its_own_detectors() -> None:
     assert torch.allclose(scores, detector.score_pixels(pixels(3)).scores)
     with pytest.raises(SettingsError, match="images, not features"):
         wrapped.predict_features(batch)
-
-
-def test_scikit_learns_labels() -> None:
-    assert outlier_labels(torch.tensor([True, False])).tolist() == [-1, 1]

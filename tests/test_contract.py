@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import pixels, small_checkpoint, small_method
+from tiny import pixels, small_method, small_model
 
 from liftmap.baselines import ddpm_ood, diffpath, likelihood_regret
 from liftmap.baselines.anogan import AnoGAN
@@ -23,44 +23,44 @@ from liftmap.baselines.on_diffusion import ByDensity
 from liftmap.baselines.projection_regret import ProjectionRegret
 from liftmap.baselines.trained import Trained
 from liftmap.detector import Detector
-from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.errors import CalibrationError, ModelError
 from liftmap.images.store import PreparedImages
-from liftmap.scorer import Scorer, preparation_of
+from liftmap.model import Model
+from liftmap.scorer import Scorer
 from liftmap.stages.mixture import Candidate
 
 METHOD = replace(small_method(attempts=2, steps=1), distance="mse+ssim", early_stop=0.5)
 
 
-def checkpoint() -> Checkpoint:
-    made = small_checkpoint()
-    made.unet.half().float()  # as a file keeps the weights
+def model() -> Model:
+    made = small_model()
+    made.checkpoint.unet.half().float()  # as a file keeps the weights
     return made
 
 
 def small(kind: type[Trained], steps: int = 3, **options: int) -> Callable[[], Scorer]:
-    return lambda: kind(preparation_of(checkpoint()), device="cpu", steps=steps, **options)  # type: ignore[call-arg]
+    return lambda: kind(model().preparation, device="cpu", steps=steps, **options)  # type: ignore[call-arg]
 
 
 SCORERS: dict[str, Callable[[], Scorer]] = {
-    "lmd": lambda: Detector(checkpoint(), method=METHOD, device="cpu"),
+    "lmd": lambda: Detector(model(), method=METHOD, device="cpu"),
     # in float32, as all densities of few images: they amplify bfloat16's rounding
     "combined": lambda: Detector(
-        checkpoint(), method=replace(METHOD, norms=True), device="cpu", precision="float32"
+        model(), method=replace(METHOD, norms=True), device="cpu", precision="float32"
     ),
-    "likelihood": lambda: Likelihood(checkpoint(), device="cpu"),
-    "input-complexity": lambda: InputComplexity(checkpoint(), device="cpu"),
+    "likelihood": lambda: Likelihood(model(), device="cpu"),
+    "input-complexity": lambda: InputComplexity(model(), device="cpu"),
     "likelihood-regret": small(LikelihoodRegret, steps=20, refit_steps=20),
     "anogan": small(AnoGAN, search_steps=3),
     "lmd-mae": small(MAEInpainting),
     "lmd-fourier": small(FourierInpainting),
     "ae-mse": small(AEMSE),
     "ae-mh": small(AEMH),
-    "mahalanobis": lambda: Mahalanobis(preparation_of(checkpoint()), device="cpu"),
-    "msma": lambda: MSMA(checkpoint(), device="cpu", precision="float32"),
-    "diffpath": lambda: DiffPath(checkpoint(), device="cpu", precision="float32"),
-    "ddpm-ood": lambda: DDPMOOD(checkpoint(), device="cpu"),
-    "projection-regret": lambda: ProjectionRegret(checkpoint(), device="cpu"),
+    "mahalanobis": lambda: Mahalanobis(model().preparation, device="cpu"),
+    "msma": lambda: MSMA(model(), device="cpu", precision="float32"),
+    "diffpath": lambda: DiffPath(model(), device="cpu", precision="float32"),
+    "ddpm-ood": lambda: DDPMOOD(model(), device="cpu"),
+    "projection-regret": lambda: ProjectionRegret(model(), device="cpu"),
 }
 
 NOTHING_TO_LEARN = ("likelihood", "input-complexity", "projection-regret")
@@ -93,7 +93,7 @@ def scorer(request: pytest.FixtureRequest, tmp_path: Path) -> Scorer:
 def test_it_is_a_scorer_and_says_what_it_costs(scorer: Scorer) -> None:
     assert isinstance(scorer, Scorer)
     scorer.scores(pixels(1))
-    assert (scorer.evaluations > 0) == hasattr(scorer, "checkpoint")
+    assert (scorer.evaluations > 0) == hasattr(scorer, "model")
     assert scorer.batch >= 1
 
 

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import pixels, small_checkpoint, small_detector, small_method, standard_density
+from tiny import decide_by, pixels, small_detector, small_method, small_model, standard_density
 
 from liftmap.detector import Detector
-from liftmap.errors import CalibrationError, ImageError, ModelError
+from liftmap.errors import CalibrationError, ImageError
 from liftmap.images.store import PreparedImages
-from liftmap.stages.aggregate import Rule, Scales
 from liftmap.stages.masks import MaskSettings
 from liftmap.stages.mixture import COMPONENTS, Mixture
+from liftmap.stages.redraw import Measured
+from liftmap.stages.scales import Scales
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bf16", 1e-3)])
@@ -28,7 +29,7 @@ def test_a_score_does_not_depend_on_the_batch(precision: str, tolerance: float) 
     backwards = detector.score_pixels(images.flip(0)).scores.flip(0)
     seven = detector.score_pixels(images[:7]).scores
     alone = torch.cat([detector.score_pixels(images[i : i + 1]).scores for i in range(7)])
-    detector.rows = 37
+    detector.redraw.at_once = 37
     chunked = detector.score_pixels(images[:50]).scores
     for other in (backwards, seven, alone, chunked):
         assert torch.allclose(other, together[: len(other)], rtol=tolerance, atol=0)
@@ -92,13 +93,13 @@ def test_decisions_need_a_calibration_of_the_same_method() -> None:
     detector = small_detector()
     with pytest.raises(CalibrationError, match="no calibration for this method"):
         detector.predict(pixels(1))
-    detector.set_calibration(float(i) for i in range(30))
+    decide_by(detector, map(float, range(30)))
     found = detector.predict(pixels(2), false_alarms=0.05)
     higher = [sum(known >= score for known in range(30)) for score in found.scores.tolist()]
     assert found.p_values.tolist() == pytest.approx([(1 + n) / 31 for n in higher])
     with pytest.raises(CalibrationError, match="needs at least 99"):
         detector.predict(pixels(1), false_alarms=0.01)
-    other = Detector(detector.checkpoint, method=small_method(attempts=4), device="cpu")
+    other = Detector(detector.model, method=small_method(attempts=4), device="cpu")
     with pytest.raises(CalibrationError, match="no calibration for this method"):
         other.predict(pixels(1))
 
@@ -106,7 +107,7 @@ def test_decisions_need_a_calibration_of_the_same_method() -> None:
 def test_predictions_agree_with_their_calibration() -> None:
     detector = small_detector()
     scores = detector.score_pixels(pixels(40)).scores
-    detector.set_calibration(scores.tolist())
+    decide_by(detector, scores.tolist())
     found = detector.predict(pixels(40), false_alarms=0.1)
     assert (found.is_ood == (found.p_values <= 0.1)).all()
     assert found.is_ood.sum() == 3, "k = floor(0.1 * 41) = 4 ranks, less the image itself"
@@ -117,7 +118,8 @@ def test_several_distances_count_by_the_strongest_on_the_scale_of_normal_images(
     with pytest.raises(CalibrationError, match="no scales for mse\\+ssim"):
         detector.score_pixels(pixels(1))
     found = detector.measure(pixels(40))
-    calibration, distances = detector.calibrate_on(found), found.distances
+    detector.calibrate_on(found)
+    calibration, distances = detector.judge.decides_by, found.distances
     rest = distances[[i for i in range(40) if i % 5]]
     log = distances[::5].log().flatten(0, 1)
     spread = (log.quantile(0.8413, 0) - log.quantile(0.1587, 0)) / 2
@@ -130,13 +132,14 @@ def test_several_distances_count_by_the_strongest_on_the_scale_of_normal_images(
 def test_an_uncalibrated_method_takes_the_scales_of_another_with_the_same_distances() -> None:
     detector = small_detector(replace(small_method(attempts=4), distance="mse+ssim"))
     detector.calibrate_on(detector.measure(pixels(20)))
-    before = detector.rule
+    before = detector.judge
     other = replace(detector.method, attempts=2)
-    again = Detector(detector.checkpoint, method=other, device="cpu")
-    assert again.rule == before
+    again = Detector(detector.model, method=other, device="cpu")
+    assert again.judge == before.lent_to(other)
+    assert again.judge.scales == before.scales and again.judge.calibration is None
     again.calibrate_on(again.measure(pixels(20, seed=1)))
-    assert again.rule != detector.rule == before
-    assert len(again.calibration.scores) == 16
+    assert again.judge.scales != before.scales and detector.judge == before
+    assert len(again.judge.decides_by.scores) == 16
 
 
 def stopping(**changes: Any) -> Detector:
@@ -146,10 +149,16 @@ def stopping(**changes: Any) -> Detector:
     return detector
 
 
+def of_all(detector: Detector, distances: torch.Tensor) -> torch.Tensor:
+    """Scores from distances of every attempt: those beyond a stop don't count."""
+    found = Measured.whole(distances, torch.empty(len(distances), 0))
+    return detector.judge.scores(detector.judge.stopped(found))
+
+
 @pytest.mark.parametrize("distance", ["mse", "lpips+ssim"])
 def test_images_that_look_normal_take_fewer_attempts_and_the_others_all(distance: str) -> None:
     detector = stopping(distance=distance)
-    settled = detector.rule.settled
+    settled = detector.judge.settled
     assert settled is not None
     images = pixels(30)
     scored = detector.score_pixels(images)
@@ -159,7 +168,7 @@ def test_images_that_look_normal_take_fewer_attempts_and_the_others_all(distance
         assert scored.distances[i, :took].allclose(whole[i, :took], rtol=1e-3)
         assert scored.distances[i, took:].isnan().all()
         assert took == 6 or score < settled
-    assert torch.allclose(detector.rule.scores(whole), scored.scores, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(of_all(detector, whole), scored.scores, rtol=1e-3, atol=1e-4)
 
 
 def test_the_settled_score_is_a_quantile_of_images_that_take_no_part_in_calibration() -> None:
@@ -167,17 +176,17 @@ def test_the_settled_score_is_a_quantile_of_images_that_take_no_part_in_calibrat
     whole = detector.measure(pixels(60, seed=3)).distances[..., 0]
     rule = torch.arange(60) % 5 == 0
     expected = whole[rule].quantile(0.5, dim=1).quantile(0.5).item()
-    assert detector.rule.settled == pytest.approx(expected, rel=1e-4)
-    assert len(detector.calibration.scores) == 48
-    scores = detector.rule.scores(whole[~rule, :, None])
-    assert detector.calibration.scores == pytest.approx(sorted(scores.tolist()), rel=1e-4)
+    assert detector.judge.settled == pytest.approx(expected, rel=1e-4)
+    assert len(detector.judge.decides_by.scores) == 48
+    scores = of_all(detector, whole[~rule, :, None])
+    assert detector.judge.decides_by.scores == pytest.approx(sorted(scores.tolist()), rel=1e-4)
 
 
 def with_norms(**changes: Any) -> Detector:
-    """Calibrated with score norms; in float32, since densities amplify rounding."""
+    """Calibrated with noise norms; in float32, since densities amplify rounding."""
     method = replace(small_method(attempts=4), norms=True, **changes)
     detector = small_detector(method, precision="float32")
-    detector.checkpoint.about["density"] = standard_density().to_json()
+    detector.model = detector.model.with_density(standard_density())
     detector.calibrate_on(detector.measure(pixels(60, seed=3)))
     return detector
 
@@ -185,7 +194,7 @@ def with_norms(**changes: Any) -> Detector:
 def test_noise_norms_add_to_every_attempt_how_unusual_they_are() -> None:
     detector, alone = with_norms(), small_detector(small_method(attempts=4), precision="float32")
     images = pixels(5)
-    scored, usual = detector.score_pixels(images), detector.rule.surprise
+    scored, usual = detector.score_pixels(images), detector.judge.surprise
     assert usual is not None and scored.norms.shape == (5, 10)
     # of a standard normal: minus the log-density is half the square, and a constant
     surprise = 0.5 * scored.norms.double().square().sum(1) + 5 * math.log(2 * math.pi)
@@ -213,7 +222,7 @@ def test_scores_with_norms_do_not_depend_on_the_batch(early_stop: float | None) 
 
 def test_norms_without_their_scale_are_refused() -> None:
     detector = small_detector(replace(small_method(), norms=True))
-    with pytest.raises(CalibrationError, match="no scales for score norms"):
+    with pytest.raises(CalibrationError, match="no scales for noise norms"):
         detector.score_pixels(pixels(1))
 
 
@@ -222,13 +231,13 @@ def test_a_model_without_a_density_learns_it_from_half_of_the_calibration_images
     found = detector.measure(pixels(120))
     detector.calibrate_on(found)
     expected = Mixture.fit(found.norms[::2], COMPONENTS)
-    density = detector.density
+    density = detector.model.density
     assert density is not None
     assert all(torch.equal(a, b) for a, b in zip(density, expected, strict=True))
-    assert len(detector.calibration.scores) == 48, "of the other 60, a fifth gives the scale"
+    assert len(detector.judge.decides_by.scores) == 48, "of the other 60, a fifth gives the scale"
     detector.calibrate_on(found)
-    assert len(detector.calibration.scores) == 96, "the density is there now"
-    with pytest.raises(CalibrationError, match="score norms: 1 in-domain images"):
+    assert len(detector.judge.decides_by.scores) == 96, "the density is there now"
+    with pytest.raises(CalibrationError, match="noise norms: 1 in-domain images"):
         few = small_detector(detector.method)
         few.calibrate_on(few.measure(pixels(2)))
 
@@ -242,52 +251,32 @@ def test_learning_takes_the_density_from_the_training_images(tmp_path: Path) -> 
     detector = small_detector(replace(small_method(attempts=2), norms=True), precision="float32")
     detector.learn(*stores)
     expected = Mixture.fit(detector.measure(pixels(50, seed=50)).norms, COMPONENTS)
-    assert detector.density is not None
-    assert torch.allclose(detector.density.means, expected.means, atol=1e-3)
-    assert len(detector.calibration.scores) == 16
-    del detector.checkpoint.about["density"]
-    with pytest.raises(CalibrationError, match="no density of score norms"):
-        detector.score_pixels(pixels(1))
-    detector.checkpoint.about["density"] = {"means": "none"}
-    with pytest.raises(ModelError, match="density is damaged"):
-        detector.score_pixels(pixels(1))
+    assert detector.model.density is not None
+    assert torch.allclose(detector.model.density.means, expected.means, atol=1e-3)
+    assert len(detector.judge.decides_by.scores) == 16
+    judge = replace(detector.judge, density=None)
+    with pytest.raises(CalibrationError, match="no density of noise norms"):
+        judge.scores(detector.measure(pixels(1)))
 
 
 def test_without_a_calibration_all_attempts_are_taken() -> None:
     detector = small_detector(replace(small_method(attempts=4), early_stop=0.9))
-    assert detector.rule.settled is None
+    assert detector.judge.settled is None
     scored = detector.score_pixels(pixels(3))
     assert scored.attempts.tolist() == [4, 4, 4]
     assert not scored.distances.isnan().any()
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        None,
-        {},
-        {"scales": None, "surprise": None, "settled": "low"},
-        {"scales": {"centres": [1]}, "surprise": None, "settled": None},
-        {"scales": None, "surprise": {"centre": 0, "spread": 0}, "settled": None},
-    ],
-)
-def test_a_damaged_rule_is_reported(rule: object) -> None:
-    detector = stopping()
-    detector.checkpoint.about["calibrations"][detector.method.key]["rule"] = rule
-    with pytest.raises(ModelError, match="calibration is damaged"):
-        detector.score_pixels(pixels(1))
-
-
 def test_a_saved_detector_scores_and_decides_alike(tmp_path: Path) -> None:
-    checkpoint = small_checkpoint()
-    checkpoint.unet.half().float()  # as the file keeps them
-    detector = Detector(checkpoint, method=small_method(), device="cpu")
-    detector.set_calibration([0.1, 0.2, 0.3])
+    model = small_model()
+    model.checkpoint.unet.half().float()  # as the file keeps them
+    detector = Detector(model, method=small_method(), device="cpu")
+    decide_by(detector, [0.1, 0.2, 0.3])
     detector.save(tmp_path / "m")
     loaded = Detector.from_pretrained(tmp_path / "m", method=small_method(), device="cpu")
     images = pixels(4)
     assert torch.allclose(loaded.score_pixels(images).scores, detector.score_pixels(images).scores)
-    assert loaded.calibration == detector.calibration
+    assert loaded.judge.decides_by == detector.judge.decides_by
 
 
 def test_known_pixels_come_back_in_the_explanation() -> None:
@@ -301,55 +290,12 @@ def test_known_pixels_come_back_in_the_explanation() -> None:
     assert 0 <= found.typical < 3
 
 
-def test_rows_halve_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector = small_detector(rows=16)
-    whole = detector.score_pixels(pixels(8)).scores
-    real = Detector._redraw
-
-    def greedy(self: Detector, original: torch.Tensor, *more: object) -> torch.Tensor:
-        if len(original) > 5:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
-        return real(self, original, *more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Detector, "_redraw", greedy)
-    assert torch.allclose(detector.score_pixels(pixels(8)).scores, whole, rtol=1e-3)
-    assert detector.rows == 4
-
-
-def test_memory_for_nothing_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def greedy(*args: object) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(Detector, "_redraw", greedy)
-    with pytest.raises(ModelError, match="not enough memory for a single redraw"):
-        small_detector().score_pixels(pixels(1))
-
-
-def test_other_errors_are_not_taken_for_missing_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: object) -> torch.Tensor:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    monkeypatch.setattr(Detector, "_redraw", broken)
-    with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        small_detector().score_pixels(pixels(1))
-
-
-def test_a_preparation_of_another_size_is_refused() -> None:
-    checkpoint = small_checkpoint()
-    checkpoint.about["preparation"] = {"height": 16, "width": 16, "channels": 1}
-    with pytest.raises(ModelError, match="mixes two models"):
-        Detector(checkpoint)
-    checkpoint.about["preparation"] = {"height": 32, "width": 32, "channels": 1, "breadth": 3}
-    with pytest.raises(ModelError, match="breadth"):
-        Detector(checkpoint)
-
-
 def test_rows_that_even_out_a_batch_change_nothing() -> None:
     """33 rows are made 48 by repeating the last: the same distances and explanation."""
     detector = small_detector(small_method(attempts=3))
     images = pixels(11)
     together = detector.measure(images).distances
-    detector.rows = 3
+    detector.redraw.at_once = 3
     assert torch.allclose(together, detector.measure(images).distances, rtol=1e-3)
     many = small_detector(small_method(attempts=35))
     found = many.explain(images[0])
@@ -373,7 +319,7 @@ def test_most_of_a_normal_images_map_is_below_the_brightest_colour(tmp_path: Pat
 def test_a_map_of_two_distances_is_their_geometric_mean() -> None:
     method = replace(small_method(), distance="mse+ssim")
     detector = small_detector(method)
-    detector.set_calibration([0.1, 0.2], Rule(Scales((-2.0, -1.0), (0.5, 0.5))))
+    decide_by(detector, [0.1, 0.2], scales=Scales((-2.0, -1.0), (0.5, 0.5)))
     found = detector.explain(pixels(1)[0])
     assert found.maps.shape == (3, 2, 32, 32)
     mse, ssim = found.maps.double().quantile(0.5, dim=0)

@@ -8,13 +8,13 @@ from tiny import SMALL, save_images
 
 from liftmap import fitting
 from liftmap.diffusion import network
-from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
 from liftmap.diffusion.training import Trainer, TrainingSettings
 from liftmap.errors import ModelError, OutputError, SettingsError
-from liftmap.fitting import FitListener, HoldOut, fit_checkpoint
+from liftmap.fitting import FitListener, fit_model
 from liftmap.images.prepare import Preparation
 from liftmap.images.sources import open_source
-from liftmap.images.store import PreparedImages
+from liftmap.images.store import HoldOut, PreparedImages
+from liftmap.model import Model
 
 PREPARATION = Preparation(32, 32, 1)
 
@@ -31,11 +31,11 @@ def fit(
     preparation: Preparation = PREPARATION,
     learning_rate: float = 4e-4,
     **options: Any,
-) -> tuple[Checkpoint, PreparedImages, PreparedImages]:
+) -> tuple[Model, PreparedImages, PreparedImages]:
     settings = TrainingSettings(
         steps=steps, batch=4, save_every_minutes=0.0, learning_rate=learning_rate
     )
-    return fit_checkpoint(
+    return fit_model(
         open_source(images),
         folder,
         preset="test",
@@ -122,7 +122,7 @@ def test_another_source_or_a_folder_without_a_run_is_not_resumed(tmp_path: Path)
     with pytest.raises(ModelError, match="nothing to resume"):
         fit(images, tmp_path / "m", resume=True)
     fit(images, tmp_path / "m")
-    with pytest.raises(ModelError, match=r"source is .*but .* was trained with"):
+    with pytest.raises(OutputError, match=r"source was .*, is now "):
         fit(others, tmp_path / "m", resume=True)
 
 
@@ -130,15 +130,14 @@ def test_training_starts_from_another_models_weights_and_says_so(tmp_path: Path)
     images = save_images(tmp_path / "i", 8)
     first, *_ = fit(images, tmp_path / "a")
     second, *_ = fit(images, tmp_path / "b", initial=tmp_path / "a", learning_rate=1e-12)
-    stored = load_checkpoint(tmp_path / "a").unet.state_dict()
-    for name, weight in second.unet.state_dict().items():
+    stored = Model.load(tmp_path / "a").checkpoint.unet.state_dict()
+    for name, weight in second.checkpoint.unet.state_dict().items():
         torch.testing.assert_close(weight, stored[name])
-    before = second.about["training"]["initial"]
-    assert (before["model"], before["steps"]) == (
-        str(tmp_path / "a"),
-        first.about["training"]["steps"],
-    )
-    assert second.about["training"]["preset"] == "test"
+    assert first.training is not None and second.training is not None
+    before = second.training.initial
+    assert before is not None
+    assert (before.model, before.steps) == (str(tmp_path / "a"), first.training.steps)
+    assert second.training.preset == "test"
 
 
 def test_a_model_of_another_size_is_no_start(tmp_path: Path) -> None:
@@ -153,5 +152,5 @@ def test_a_run_with_another_start_is_not_resumed(tmp_path: Path) -> None:
     fit(images, tmp_path / "a")
     fit(images, tmp_path / "b", initial=tmp_path / "a")
     fit(images, tmp_path / "b", initial=tmp_path / "a", resume=True, steps=3)
-    with pytest.raises(ModelError, match=r"initial is None, but .* was trained with"):
+    with pytest.raises(OutputError, match=r"initial was .*, is now null"):
         fit(images, tmp_path / "b", resume=True)

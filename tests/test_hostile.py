@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import calibrated_model
 
-from liftmap.diffusion.checkpoints import load_checkpoint
 from liftmap.errors import ImageError, ModelError, SourceError
 from liftmap.images.prepare import decode
 from liftmap.images.sources import open_source
+from liftmap.model import Model
 
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFFFFFF, 0xFFFFFFFF)
 
@@ -149,7 +149,7 @@ def test_a_small_model_folder_can_not_ask_for_a_large_model(
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     tracemalloc.start()
     with pytest.raises(ModelError, match=message):
-        load_checkpoint(tmp_path)
+        Model.load(tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 2**26
     tracemalloc.stop()
 
@@ -157,4 +157,4 @@ def test_a_small_model_folder_can_not_ask_for_a_large_model(
 def test_settings_nested_beyond_the_readers_depth_are_refused(tmp_path: Path) -> None:
     (calibrated_model(tmp_path) / "liftmap.json").write_text("[" * 200_000)
     with pytest.raises(ModelError, match="can't be read as JSON"):
-        load_checkpoint(tmp_path)
+        Model.load(tmp_path)

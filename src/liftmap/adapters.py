@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from liftmap.detector import Detector
@@ -89,12 +89,3 @@ def _scores(detector: Detector, images: np.ndarray) -> Float[np.ndarray, " n"]:
     parts = range(0, len(images), detector.batch)
     scores = [detector.score(list(images[i : i + detector.batch])) for i in parts]
     return torch.cat(scores).double().numpy() if scores else np.empty(0)
-
-
-def outlier_labels(is_ood: Tensor) -> Int[np.ndarray, " n"]:
-    """Decisions as scikit-learn writes them: -1 for outliers, 1 for inliers.
-
-    >>> outlier_labels(torch.tensor([True, False])).tolist()
-    [-1, 1]
-    """
-    return np.where(is_ood.numpy(), -1, 1)

@@ -1,7 +1,11 @@
-"""Writing files so that a crash, a full disk or Ctrl-C leaves the old one or the new one whole."""
+"""Writing files so that a crash, a full disk or Ctrl-C leaves the old one or the new one whole.
 
+Also who may write: one process at a time, and only the run that a file belongs to.
+"""
+
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from glob import escape
@@ -61,6 +65,77 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+class Run:
+    """What a folder or a journal belongs to: a run goes on in its own alone.
+
+    about: the settings that must be as they were, by the names that people give them.
+    """
+
+    def __init__(
+        self, about: Mapping[str, Any], *, formerly: Mapping[str, Any] | None = None
+    ) -> None:
+        """Take plain data.
+
+        Args:
+            formerly: what earlier versions of liftmap called the same values of some settings.
+        """
+        self.about: dict[str, Any] = json.loads(json.dumps(about))
+        self._formerly = formerly or {}
+
+    def check(self, before: Any, place: object) -> None:
+        """Refuse to go on in what another run left.
+
+        Args:
+            before: the settings that were kept there.
+
+        Raises:
+            OutputError: it names what differs.
+        """
+        if not isinstance(before, dict):
+            raise OutputError(f"{place} is damaged: delete it, or choose another --output")
+        differs = [
+            f"{name} was {_short(before.get(name))}, is now {_short(value)}"
+            for name, value in self.about.items()
+            if not self._same(name, before)
+        ]
+        if differs:
+            raise OutputError(
+                f"{place} is of another run ({'; '.join(differs)}): use the same settings, choose "
+                "another --output, or delete it to start anew"
+            )
+
+    def _same(self, name: str, before: dict[str, Any]) -> bool:
+        values = [self.about[name]]
+        values += [self._formerly[name]] if name in self._formerly else []
+        return before.get(name) in values
+
+    def begin(self, path: Path) -> None:
+        """Keep the settings in a file, or check those that an earlier run kept there.
+
+        Raises:
+            OutputError: as `check` does, or the file can't be written.
+        """
+        if path.exists():
+            self.check(read_object(path), path)
+            return
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if it holds anything else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
 
 
 def hold(file: IO[Any]) -> None:

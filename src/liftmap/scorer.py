@@ -7,8 +7,6 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from liftmap.diffusion.checkpoints import Checkpoint
-from liftmap.errors import ModelError, SettingsError
 from liftmap.images.prepare import Preparation
 from liftmap.images.store import PreparedImages
 
@@ -53,26 +51,3 @@ class Scorer(Protocol):
         Raises:
             ModelError: nothing there, or what is there can't be used.
         """
-
-
-def preparation_of(checkpoint: Checkpoint) -> Preparation:
-    """How a diffusion model's images are prepared, as its folder says; by its shape otherwise.
-
-    Raises:
-        ModelError: what the folder says can't be, or is of another shape than the network.
-    """
-    channels, height, width = checkpoint.image_shape
-    stored = checkpoint.about.get("preparation")
-    if stored is None:
-        return Preparation(height, width, channels)
-    try:
-        preparation = Preparation(**stored)
-    except (TypeError, SettingsError) as error:
-        raise ModelError(f"liftmap.json, preparation: {error}") from error
-    got = (preparation.channels, preparation.height, preparation.width)
-    if got != (channels, height, width):
-        raise ModelError(
-            f"liftmap.json prepares {got} (channels, height, width), but the network takes "
-            f"{(channels, height, width)}: the folder mixes two models"
-        )
-    return preparation

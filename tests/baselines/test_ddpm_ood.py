@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny import pixels, small_checkpoint
+from tiny import pixels, small_model
 
 from liftmap.baselines import ddpm_ood
 from liftmap.baselines.ddpm_ood import DDPMOOD
@@ -8,7 +8,7 @@ from liftmap.diffusion.denoiser import Denoiser, Prediction
 
 
 def test_seven_levels_cost_350_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = DDPMOOD(small_checkpoint(), device="cpu")
+    scorer = DDPMOOD(small_model(), device="cpu")
     assert (len(ddpm_ood.STARTS), scorer.evaluations) == (7, 350)
     asked: list[float] = []
     predict = Denoiser.__call__
@@ -24,7 +24,7 @@ def test_seven_levels_cost_350_evaluations(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_scores_are_mean_z_scores_over_the_levels() -> None:
-    scorer = DDPMOOD(small_checkpoint(), device="cpu")
+    scorer = DDPMOOD(small_model(), device="cpu")
     scorer.learnt = {"centre": torch.full((14,), 2.0), "spread": torch.full((14,), 0.5)}
     answers = torch.full((1, 14), 3.0)
     assert scorer.compare(answers).tolist() == [4.0], "(3 - 2) / 0.5 for each of two distances"

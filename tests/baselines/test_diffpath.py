@@ -3,7 +3,7 @@
 import math
 
 import torch
-from tiny import pixels, small_checkpoint
+from tiny import pixels, small_model
 
 from liftmap.baselines.diffpath import DiffPath
 from liftmap.diffusion.denoiser import Prediction
@@ -13,7 +13,7 @@ from liftmap.images.prepare import to_model_range
 
 def test_the_six_sums_of_a_path_with_a_closed_form() -> None:
     """With alpha = cos a, sigma = sin a: image = cos a x, noise = sin a x, x' = cos(a' - a) x."""
-    scorer = DiffPath(small_checkpoint(), device="cpu")
+    scorer = DiffPath(small_model(), device="cpu")
     process, asked = VP(), []
 
     def denoiser(x: torch.Tensor, t: float) -> Prediction:

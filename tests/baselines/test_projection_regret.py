@@ -1,7 +1,7 @@
 import pytest
 import torch
 from exact import ExactDenoiser
-from tiny import pixels, small_checkpoint
+from tiny import pixels, small_model
 
 from liftmap.baselines.projection_regret import ProjectionRegret
 from liftmap.diffusion.denoiser import Denoiser, Prediction
@@ -9,7 +9,7 @@ from liftmap.diffusion.process import VP
 
 
 def test_it_costs_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = ProjectionRegret(small_checkpoint(), device="cpu")
+    scorer = ProjectionRegret(small_model(), device="cpu")
     asked: list[float] = []
     predict = Denoiser.__call__
 
@@ -27,7 +27,7 @@ def test_where_all_is_projected_to_one_image_only_the_first_move_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A domain of mid-grey alone: the projection is grey, and grey stays grey."""
-    scorer = ProjectionRegret(small_checkpoint(), device="cpu")
+    scorer = ProjectionRegret(small_model(), device="cpu")
     grey = ExactDenoiser(VP(), [0.0], [1e-4], [1.0])
     monkeypatch.setattr(scorer, "denoiser", grey)
     answers = scorer.answers(pixels(3))

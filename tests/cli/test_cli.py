@@ -15,17 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from tiny import SMALL, calibrated_model, pixels, save_grey_generator, save_images
+from tiny import SMALL, calibrated_model, pixels, save_grey_generator, save_images, trained
 from typer.testing import CliRunner, Result
 
 from liftmap.cli import app
-from liftmap.detector import Detector
 from liftmap.diffusion import network
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.denoiser import Parametrisation
 from liftmap.diffusion.network import build_unet
 from liftmap.diffusion.process import VE
 from liftmap.evaluation import speed
+from liftmap.images.store import HoldOut
+from liftmap.model import Model
 from liftmap.stages.method import METHODS
 
 run = CliRunner()
@@ -87,7 +88,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path, images: Path) -> None
     train(images, output, "--steps", 4, "--resume")
     assert json.loads((output / "liftmap.json").read_text())["training"]["steps"] == 4
     other = train(images, output, "--steps", 5, "--resume", "--size", "64", code=1)
-    assert "was trained with" in words(other)
+    assert "is of another run" in words(other)
 
 
 def test_train_reports_what_it_skips_and_refuses_what_it_cannot_do(
@@ -104,8 +105,8 @@ def test_train_reports_what_it_skips_and_refuses_what_it_cannot_do(
 def test_calibrate_replaces_the_stored_scores(tmp_path: Path, images: Path, model: Path) -> None:
     before = (model / "diffusion_pytorch_model.safetensors").read_bytes()
     liftmap("calibrate", images, "--model", model, *FAST, "--limit", 25)
-    stored = json.loads((model / "liftmap.json").read_text())["calibrations"]
-    assert sorted(len(v["scores"]) for v in stored.values()) == [20, 40], "5 of the 25 are left out"
+    stored = json.loads((model / "liftmap.json").read_text())["judges"]
+    assert sorted(len(judge["scores"]) for judge in stored) == [20, 40], "5 of the 25 are left out"
     assert (model / "diffusion_pytorch_model.safetensors").read_bytes() == before
     liftmap("score", images, "--model", model, "--output", tmp_path / "s.csv", *FAST, "--limit", 3)
 
@@ -247,8 +248,8 @@ def test_ray_calibrates_and_evaluates_as_one_process_does(
         quick = ("--model", folder, "--method", "quick", "--output", folder / "e")
         liftmap("evaluate", images, images, *quick, "--limit", 6, *more)
         [record] = json.loads((folder / "e" / "evaluation.json").read_text())
-        stored = json.loads((folder / "liftmap.json").read_text())["calibrations"]
-        found.append((record["auroc"], [c["scores"] for c in stored.values()]))
+        stored = json.loads((folder / "liftmap.json").read_text())["judges"]
+        found.append((record["auroc"], [judge["scores"] for judge in stored]))
     ray.shutdown()
     assert found[0][0] == found[1][0] == 0.5
     for one, other in zip(found[0][1], found[1][1], strict=True):
@@ -332,8 +333,7 @@ def test_the_pairs_at_256_run_on_a_variance_exploding_model(
     torch.manual_seed(0)
     unet = build_unet(SMALL, height=256, width=256, channels=3)
     checkpoint = Checkpoint(unet, VE(sigma_max=348.0), Parametrisation(), SMALL.patch)
-    checkpoint.about["training"] = {"hold_out": {"share": 0.5, "most": 9}, "settings": {"seed": 0}}
-    Detector(checkpoint, device="cpu").save(tmp_path / "models" / "celeba-hq")
+    trained(Model.of(checkpoint), HoldOut(0.5, 9, 0)).save(tmp_path / "models" / "celeba-hq")
     faces, others = tmp_path / "faces", tmp_path / "others"
     for folder, seed in ((faces, 0), (others, 1)):
         folder.mkdir()
@@ -424,7 +424,7 @@ def test_a_killed_score_continues_to_the_same_table(
 ) -> None:
     images = save_images(tmp_path / "many", 400)
     whole, broken = tmp_path / "whole.parquet", tmp_path / "broken.parquet"
-    options = ("--model", model, *FAST, "--uncalibrated", "--rows", 16)
+    options = ("--model", model, *FAST, "--uncalibrated", "--at-once", 16)
     liftmap("score", images, *options, "--output", whole)
     journal = tmp_path / "broken.parquet.part"
     process = started("score", images, *options, "--output", broken)

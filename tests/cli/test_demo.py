@@ -1,6 +1,5 @@
 """The packaged model and samples: what `liftmap demo` runs, on a few of the images."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from liftmap.cli import app, demo
+from liftmap.model import Model
 from liftmap.stages.method import METHODS
 
 
@@ -35,12 +35,11 @@ def test_the_demo_tells_clothes_from_digits(
 
 def test_the_packaged_model_is_calibrated_and_small() -> None:
     folder = demo.SAMPLES.parent / "models" / "fashion-mnist"
-    about = json.loads((folder / "liftmap.json").read_text())
+    model = Model.load(folder)
     for method in ("fast", "quick"):
-        stored = about["calibrations"][METHODS[method].key]
-        assert len(stored["scores"]) == 1800, "2,000 held out, of which 200 set the rule"
-        stops_early = METHODS[method].early_stop is not None
-        assert (stored["rule"]["settled"] is not None) == stops_early
+        judge = model.judge(METHODS[method])
+        assert len(judge.decides_by.scores) == 1800, "2,000 held out, of which 200 gave the scales"
+        assert (judge.settled is not None) == (METHODS[method].early_stop is not None)
     size = sum(path.stat().st_size for path in folder.iterdir())
     assert size < 10_000_000
     assert (folder / "README.md").read_text().startswith("# fashion-mnist")

@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 from tiny import small_detector
 
-from liftmap.cli.terminal import FitProgress, ScoreProgress, _Log, about_table, summary_lines
+from liftmap.cli.progress import FitProgress, ScoreProgress, _Log
+from liftmap.cli.terminal import about_table, summary_lines
 from liftmap.diffusion.training import Progress, TrainingSettings
 from liftmap.engines.local import Summary
 

@@ -7,9 +7,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, ScoreSdeVeScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
-from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.process import VE, Tabulated
 from liftmap.errors import ModelError
+from liftmap.model import Model
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -64,7 +65,7 @@ def change(path: Path, **changes: Any) -> None:
 def test_predictions_equal_diffusers_own(folder: Path, prediction: str, schedule: str) -> None:
     scheduler = DDPMScheduler(beta_schedule=schedule, prediction_type=prediction, clip_sample=False)
     scheduler.save_config(folder)
-    checkpoint = load_checkpoint(folder)
+    checkpoint = Model.load(folder).checkpoint
     assert checkpoint.image_shape == (3, 8, 8)
     denoiser = checkpoint.denoiser(precision="float32")
     unet = UNet2DModel.from_pretrained(folder, use_safetensors=True)
@@ -87,7 +88,7 @@ def test_predictions_equal_diffusers_own(folder: Path, prediction: str, schedule
 def test_the_table_is_the_schedulers(folder: Path, settings: dict[str, Any]) -> None:
     scheduler = DDIMScheduler(**settings)
     scheduler.save_config(folder)
-    checkpoint = load_checkpoint(folder)
+    checkpoint = Model.load(folder).checkpoint
     assert isinstance(checkpoint.process, Tabulated)
     assert checkpoint.process.alphas_cumprod == tuple(scheduler.alphas_cumprod.double().tolist())
     assert checkpoint.by.steps == len(scheduler.alphas_cumprod)
@@ -95,7 +96,7 @@ def test_the_table_is_the_schedulers(folder: Path, settings: dict[str, Any]) -> 
 
 def test_zero_terminal_snr_keeps_a_trace_of_the_image(folder: Path) -> None:
     DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction").save_config(folder)
-    process = load_checkpoint(folder).process
+    process = Model.load(folder).checkpoint.process
     assert isinstance(process, Tabulated)
     assert 0 < process.alphas_cumprod[-1] <= 2**-24
 
@@ -107,7 +108,7 @@ def test_pipeline_layout_with_unet_and_scheduler_folders(shipped: Path, tmp_path
     (tmp_path / "scheduler").mkdir()
     settings = (shipped / "scheduler_config.json").read_bytes()
     (tmp_path / "scheduler" / "scheduler_config.json").write_bytes(settings)
-    nested, flat = load_checkpoint(tmp_path), load_checkpoint(shipped)
+    nested, flat = Model.load(tmp_path).checkpoint, Model.load(shipped).checkpoint
     assert nested.process == flat.process
     assert all(map(torch.equal, nested.unet.parameters(), flat.unet.parameters()))
 
@@ -123,14 +124,14 @@ def test_attention_names_of_early_diffusers_load(folder: Path) -> None:
         renamed[name] = tensor
     assert renamed.keys() != state.keys()
     save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
-    loaded = load_checkpoint(folder).unet.state_dict()
+    loaded = Model.load(folder).checkpoint.unet.state_dict()
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 
 def test_half_precision_weights_come_as_float32(folder: Path) -> None:
     UNet2DModel.from_pretrained(folder, torch_dtype=torch.float16).save_pretrained(folder)
-    assert {p.dtype for p in load_checkpoint(folder).unet.parameters()} == {torch.float32}
+    assert {p.dtype for p in Model.load(folder).checkpoint.unet.parameters()} == {torch.float32}
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def ncsnpp(tmp_path: Path) -> Path:
 
 def test_ncsnpp_in_unit_range_equals_its_own_prediction(ncsnpp: Path) -> None:
     """In [0, 1] Tweedie's formula is u + sigma^2 score(u, sigma); liftmap works in [-1, 1]."""
-    checkpoint = load_checkpoint(ncsnpp)
+    checkpoint = Model.load(ncsnpp).checkpoint
     assert checkpoint.process == VE(0.02, 696.0)
     denoiser = checkpoint.denoiser(precision="float32")
     unet = UNet2DModel.from_pretrained(ncsnpp, use_safetensors=True)
@@ -166,9 +167,9 @@ def test_ncsnpp_in_unit_range_equals_its_own_prediction(ncsnpp: Path) -> None:
 @pytest.mark.parametrize("half", [True, False])
 def test_ncsnpp_survives_saving(ncsnpp: Path, half: bool) -> None:
     """Frequencies reach 50 and multiply log sigma: in half precision that is half a radian off."""
-    checkpoint = load_checkpoint(ncsnpp)
-    save_checkpoint(checkpoint, ncsnpp / "saved", half=half)
-    saved = load_checkpoint(ncsnpp / "saved")
+    checkpoint = Model.load(ncsnpp).checkpoint
+    Model.of(checkpoint).save(ncsnpp / "saved", half=half)
+    saved = Model.load(ncsnpp / "saved").checkpoint
     assert saved.by == checkpoint.by
     frequencies = "time_proj.weight"
     assert torch.equal(
@@ -227,7 +228,7 @@ def spoil(folder: Path, how: str) -> None:
 def test_damaged_folders_are_refused(folder: Path, how: str, message: str) -> None:
     spoil(folder, how)
     with pytest.raises(ModelError, match=message):
-        load_checkpoint(folder)
+        Model.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_networks_that_need_more_are_refused(
 ) -> None:
     change(folder / "config.json", **changes)
     with pytest.raises(ModelError, match=message):
-        load_checkpoint(folder)
+        Model.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -264,12 +265,12 @@ def test_schedules_that_mean_nothing_here_are_refused(
 ) -> None:
     change(folder / "scheduler_config.json", **changes)
     with pytest.raises(ModelError, match=message):
-        load_checkpoint(folder)
+        Model.load(folder)
 
 
 def test_our_folders_load_in_diffusers(shipped: Path, tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(shipped)
-    save_checkpoint(checkpoint, tmp_path, half=False)
+    checkpoint = Model.load(shipped).checkpoint
+    Model.of(checkpoint).save(tmp_path, half=False)
     unet, loaded = UNet2DModel.from_pretrained(
         tmp_path, use_safetensors=True, output_loading_info=True
     )
@@ -278,9 +279,9 @@ def test_our_folders_load_in_diffusers(shipped: Path, tmp_path: Path) -> None:
 
 
 def test_an_imported_model_is_a_checkpoint_like_any(shipped: Path, tmp_path: Path) -> None:
-    imported = load_checkpoint(shipped)
-    save_checkpoint(imported, tmp_path, half=False)
-    again = load_checkpoint(tmp_path)
+    imported = Model.load(shipped).checkpoint
+    Model.of(imported).save(tmp_path, half=False)
+    again = Model.load(tmp_path).checkpoint
     assert isinstance(again, Checkpoint)
     assert again.process == imported.process
     assert again.by == imported.by

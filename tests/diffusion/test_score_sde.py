@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from liftmap.diffusion.process import VP, SubVP
 from liftmap.diffusion.score_sde import Layout, import_score_sde, plan
 from liftmap.errors import ModelError, SettingsError
+from liftmap.model import Model
 
 
 class Nin(nn.Module):
@@ -163,7 +163,7 @@ SHAPES = {
 def test_imported_network_answers_as_the_original(name: str, tmp_path: Path) -> None:
     mult, blocks, attends = SHAPES[name]
     original = write(tmp_path / "checkpoint.pth", Ddpm(32, mult, blocks, attends))
-    imported = Checkpoint(**import_score_sde(tmp_path / "checkpoint.pth", image_size=8))
+    imported = import_score_sde(tmp_path / "checkpoint.pth", image_size=8)
     assert imported.image_shape == (3, 8, 8)
     assert imported.process == SubVP()
     denoiser = imported.denoiser(precision="float32")
@@ -177,10 +177,9 @@ def test_imported_network_answers_as_the_original(name: str, tmp_path: Path) -> 
 
 def test_round_trip_through_a_model_folder(tmp_path: Path) -> None:
     write(tmp_path / "checkpoint.pth", Ddpm(32, (1, 2), 1, {1}))
-    fields = import_score_sde(tmp_path / "checkpoint.pth", sde="vp", image_size=8)
-    imported = Checkpoint(**fields)
-    save_checkpoint(imported, tmp_path / "model", half=False)
-    loaded = load_checkpoint(tmp_path / "model")
+    imported = import_score_sde(tmp_path / "checkpoint.pth", sde="vp", image_size=8)
+    Model.of(imported).save(tmp_path / "model", half=False)
+    loaded = Model.load(tmp_path / "model").checkpoint
     assert loaded.process == VP()
     assert loaded.by == imported.by
     assert loaded.image_shape == (3, 8, 8)

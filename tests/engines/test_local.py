@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tiny import pixels, save_images, small_detector, small_method
+from tiny import decide_by, pixels, save_images, small_detector, small_method
 
 from liftmap.detector import Detector
 from liftmap.engines.local import Summary, score_source
@@ -17,8 +17,8 @@ from liftmap.images.sources import open_source
 
 
 def detector() -> Detector:
-    made = small_detector(small_method(attempts=2, steps=1), rows=8)  # batches of 4 images
-    made.set_calibration(i / 40 for i in range(1, 41))
+    made = small_detector(small_method(attempts=2, steps=1), at_once=8)  # batches of 4 images
+    decide_by(made, (i / 40 for i in range(1, 41)))
     return made
 
 
@@ -49,7 +49,7 @@ def test_the_table_holds_every_image_once_in_order(tmp_path: Path, images: Sourc
     assert [r["id"] for r in rows] == [f"{i:03}.png" for i in range(18)]
     expected = made.score_pixels(pixels(18)).scores
     assert [r["score"] for r in rows] == pytest.approx(expected.tolist(), rel=1e-5)
-    assert [r["p_value"] for r in rows] == made.calibration.p_values(expected).tolist()
+    assert [r["p_value"] for r in rows] == made.judge.decides_by.p_values(expected).tolist()
     assert all(r["is_ood"] == (r["p_value"] <= 0.05) for r in rows)
     assert all(len(r["distances"]["lpips"]) == 2 and r["reason"] is None for r in rows)
     assert (summary.images, summary.skipped, summary.computed) == (18, 0, 18)
@@ -89,10 +89,10 @@ def test_a_journal_of_another_run_is_not_continued(tmp_path: Path, images: Sourc
     output = tmp_path / "s.parquet"
     with pytest.raises(Killed):
         score_source(detector(), images, output, on_batch=kill_after(1))  # type: ignore[arg-type]
-    with pytest.raises(OutputError, match=r"false_alarms.*differ.*delete it to start anew"):
+    with pytest.raises(OutputError, match=r"was 0.05, is now 0.1.*delete it to start anew"):
         score_source(detector(), images, output, false_alarms=0.1)
-    other = small_detector(small_method(attempts=4, steps=1), rows=16)
-    with pytest.raises(OutputError, match="method, attempts"):
+    other = small_detector(small_method(attempts=4, steps=1), at_once=16)
+    with pytest.raises(OutputError, match=r"method was .*attempts was 2, is now 4"):
         score_source(other, images, output, to="scores")
 
 
@@ -109,7 +109,7 @@ def test_early_stopped_images_have_fewer_distances_and_a_killed_run_the_same_tab
     tmp_path: Path, images: Source
 ) -> None:
     method = replace(small_method(attempts=4, steps=1), early_stop=0.5)
-    made = small_detector(method, rows=8)
+    made = small_detector(method, at_once=8)
     made.calibrate_on(made.measure(pixels(60, seed=1)))
     summary = score_source(made, images, tmp_path / "s.parquet")
     rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
@@ -185,7 +185,7 @@ def test_a_full_disk_is_reported_and_the_finished_batches_stay(
 
 def test_a_damaged_journal_is_named(tmp_path: Path, images: Source) -> None:
     (tmp_path / "s.csv.part").write_text("rubbish\n")
-    with pytest.raises(OutputError, match="its first line"):
+    with pytest.raises(OutputError, match="is damaged: delete it"):
         score_source(detector(), images, tmp_path / "s.csv")
     (tmp_path / "s.csv.part").write_text('{"sour')
     assert score_source(detector(), images, tmp_path / "s.csv").images == 18

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tiny import pixels, save_images, small_detector, small_method
+from tiny import decide_by, pixels, save_images, small_detector, small_method
 
 from liftmap.detector import Detector
 from liftmap.engines.local import Summary, score_source
@@ -25,8 +25,8 @@ ray = pytest.importorskip("ray")
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    made = small_detector(small_method(attempts=2, steps=1), rows=8)  # batches of 4 images
-    made.set_calibration(made.score_pixels(pixels(40, seed=9)).scores.tolist())
+    made = small_detector(small_method(attempts=2, steps=1), at_once=8)  # batches of 4 images
+    decide_by(made, made.score_pixels(pixels(40, seed=9)).scores.tolist())
     return made
 
 
@@ -133,7 +133,7 @@ def test_an_image_at_which_workers_die_is_given_up(
 
     pq.write_table(pa.table({"id": [f"{i:03}.png" for i in range(10)]}), output / "listing.parquet")
     job = _Job(
-        detector.checkpoint, detector.method, "float32", 8, str(folder), None, output,
+        detector.model, detector.method, "float32", 8, str(folder), None, output,
         0.05, "decisions", 10, 1,
     )  # fmt: skip
 

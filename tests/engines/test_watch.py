@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tiny import pixels, save_images, small_detector, small_method
+from tiny import decide_by, pixels, save_images, small_detector, small_method
 
 from liftmap.detector import Detector
 from liftmap.engines import watch as module
+from liftmap.engines.arrivals import from_folder, from_lines
 from liftmap.engines.tables import read_rows
-from liftmap.engines.watch import Watch, Watched, from_folder, from_lines, watch
+from liftmap.engines.watch import Watch, Watched, watch
 from liftmap.errors import OutputError, SourceError
 from liftmap.images.entry import Entry
 from liftmap.images.sources import open_source
@@ -20,8 +21,8 @@ from liftmap.images.sources import open_source
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    made = small_detector(small_method(attempts=2, steps=1), rows=8)  # batches of 4 images
-    made.set_calibration(made.score_pixels(pixels(60, seed=9)).scores.tolist())
+    made = small_detector(small_method(attempts=2, steps=1), at_once=8)  # batches of 4 images
+    decide_by(made, made.score_pixels(pixels(60, seed=9)).scores.tolist())
     return made
 
 
@@ -120,9 +121,9 @@ def test_bad_images_cost_themselves(
 def test_a_drift_is_announced_once_even_over_a_restart(
     detector: Detector, entries: list[Entry], tmp_path: Path
 ) -> None:
-    alone = Detector(detector.checkpoint, method=detector.method, device="cpu", rows=8)
+    alone = Detector(detector.model, method=detector.method, device="cpu", at_once=8)
     lowest = detector.score_pixels(pixels(18)).scores.min().item()
-    alone.set_calibration([lowest - 1 + i * 1e-3 for i in range(200)])  # all images are odd
+    decide_by(alone, [lowest - 1 + i * 1e-3 for i in range(200)])  # all images are odd
     seen = watch(alone, [entries[:10]], tmp_path / "w", run=1e3)
     alarms = (tmp_path / "w" / "alarms.jsonl").read_text().splitlines()
     assert seen.alarms == len(alarms) >= 1
@@ -141,7 +142,7 @@ def test_two_at_once_and_another_models_output_are_refused(
         Watch(detector, tmp_path / "w"),
     ):
         pass
-    with pytest.raises(OutputError, match=r"another model, method or rate .*false_alarms"):
+    with pytest.raises(OutputError, match=r"another run .*false_alarms"):
         watch(detector, [entries], tmp_path / "w", false_alarms=0.1)
     (tmp_path / "w" / "journal.jsonl").write_text("no journal\n")
     with pytest.raises(OutputError, match="is damaged"):

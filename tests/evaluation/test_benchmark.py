@@ -5,33 +5,28 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import pixels, save_images, small_checkpoint, small_method
+from tiny import pixels, save_images, small_method, small_model, trained
 
 from liftmap.baselines.msma import MSMA
-from liftmap.detector import Detector
 from liftmap.errors import ModelError
 from liftmap.evaluation.benchmark import (
     BenchmarkListener,
     Task,
     run_benchmark,
     table_rows,
-    training_split,
     write_benchmark,
 )
 from liftmap.evaluation.entrants import find_entrants, lmd, lmd_by_each
 from liftmap.images.entry import take
 from liftmap.images.sources import open_source
-from liftmap.images.store import PreparedImages
+from liftmap.images.store import HoldOut, PreparedImages
 from liftmap.stages.mixture import Candidate
 
 
 @pytest.fixture
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     monkeypatch.setattr(MSMA, "candidates", [Candidate(1)])
-    checkpoint = small_checkpoint()
-    record = {"hold_out": {"share": 0.5, "most": 100}, "settings": {"seed": 0}}
-    checkpoint.about["training"] = record
-    Detector(checkpoint, device="cpu").save(tmp_path / "model")
+    trained(small_model(), HoldOut(0.5, 100, 0)).save(tmp_path / "model")
     images = open_source(save_images(tmp_path / "images", 40))
     (tmp_path / "images" / "003.png").write_text("no image")
     (tmp_path / "images" / "030.png").write_text("no image")
@@ -147,16 +142,14 @@ def test_bad_requests_are_named(task: Task, tmp_path: Path) -> None:
     path = tmp_path / "images.u8"
     path.write_bytes(pixels(4).numpy().tobytes())
     with pytest.raises(ModelError, match="does not say which images"):
-        training_split(PreparedImages(path, (1, 32, 32)), small_checkpoint())
+        small_model().trained_split(PreparedImages(path, (1, 32, 32)))
 
 
 def test_the_split_is_the_trainings_own(task: Task, tmp_path: Path) -> None:
     path = tmp_path / "images.u8"
     path.write_bytes(pixels(10).numpy().tobytes())
     images = PreparedImages(path, (1, 32, 32))
-    checkpoint = small_checkpoint()
-    checkpoint.about["training"] = {"hold_out": {"share": 0.3, "most": 9}, "settings": {"seed": 4}}
-    train, held = training_split(images, checkpoint)
+    train, held = trained(small_model(), HoldOut(0.3, 9, 0), seed=4).trained_split(images)
     rest, expected = images.hold_out(3, seed=4)
     rows = torch.arange(3)
     assert torch.equal(held.pixels(rows), expected.pixels(rows))

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import calibrated_model, save_images, small_method
+from tiny import calibrated_model, save_images, small_method, trained
 
 from liftmap.detector import Detector
-from liftmap.diffusion.checkpoints import load_checkpoint, save_checkpoint
 from liftmap.engines.local import score_source
 from liftmap.engines.tables import read_distances
 from liftmap.errors import SettingsError
@@ -19,6 +18,8 @@ from liftmap.evaluation.metrics import auroc
 from liftmap.images.entry import Source
 from liftmap.images.labels import read_labels
 from liftmap.images.sources import open_source
+from liftmap.images.store import HoldOut
+from liftmap.model import Model
 
 
 @pytest.fixture
@@ -111,9 +112,7 @@ def test_an_inpainter_is_trained_once_for_three_masks(
     monkeypatch.setattr(
         figures, inpainter, type(inpainter, (getattr(figures, inpainter),), {"__init__": short})
     )
-    checkpoint = load_checkpoint(task.model)
-    checkpoint.about["training"] = {"hold_out": {"share": 0.3, "most": 9}, "settings": {"seed": 0}}
-    save_checkpoint(checkpoint, Path(task.model))
+    trained(Model.load(task.model), HoldOut(0.3, 9, 0)).save(task.model)
     learning: list[str] = []
     listener = BenchmarkListener(on_cell=lambda what, source, images: learning.append(what))
     tools = named(task)._replace(progress=lambda: nullcontext(listener))

@@ -5,16 +5,8 @@ import pytest
 from tiny import calibrated_model, save_images
 
 from liftmap.errors import SettingsError, SourceError
-from liftmap.evaluation.paper import (
-    ARTEFACTS,
-    PAIRS,
-    agenda,
-    beside_the_paper,
-    by_data_set,
-    entrants_of,
-    every_figure,
-    published,
-)
+from liftmap.evaluation.paper import ARTEFACTS, PAIRS, entrants_of, published
+from liftmap.evaluation.reproduce import agenda, beside_the_paper, by_data_set, every_figure
 from liftmap.images.entry import Source
 from liftmap.images.sources import open_source
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from faults import jobs, run, write_images
-from tiny import calibrated_model
+from tiny import calibrated_model, decide_by
 
 from liftmap.detector import Detector
 
@@ -14,7 +14,7 @@ from liftmap.detector import Detector
 def model(tmp_path: Path) -> Path:
     folder = calibrated_model(tmp_path / "model")
     detector = Detector.from_pretrained(folder, method="quick", device="cpu")
-    detector.set_calibration(map(float, range(40)), detector.rule)
+    decide_by(detector, map(float, range(40)), scales=detector.judge.scales)
     detector.save(folder)
     return folder
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import betabinom
-from tiny import save_images, small_detector
+from tiny import decide_by, save_images, small_detector
 
 from liftmap.detector import Detector
 from liftmap.errors import CalibrationError, SettingsError
@@ -25,7 +25,7 @@ def rows(count: int, **changes: object) -> list[dict[str, object]]:
 @pytest.fixture
 def detector() -> Detector:
     made = small_detector()
-    made.set_calibration([i / 40 for i in range(1, 41)])
+    decide_by(made, [i / 40 for i in range(1, 41)])
     return made
 
 

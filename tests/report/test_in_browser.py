@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from accessible import serious_findings
-from tiny import save_images, small_detector
+from tiny import decide_by, save_images, small_detector
 
 from liftmap.images.sources import open_source
 from liftmap.report.collect import collect
@@ -28,7 +28,7 @@ def table(count: int) -> list[dict[str, Any]]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     detector = small_detector()
-    detector.set_calibration([i / 40 for i in range(1, 41)])
+    decide_by(detector, [i / 40 for i in range(1, 41)])
     source = open_source(save_images(folder / "images", 12))
     bad = {"id": "bad.png", "score": None, "p_value": None, "attempts": None, "reason": "empty"}
     page = collect(
@@ -97,7 +97,7 @@ def test_it_fits_and_nobody_is_shut_out(report: Path, tab: Any, scheme: str, wid
 
 def test_sixty_thousand_rows_open_and_filter_quickly(tab: Any, tmp_path: Path) -> None:
     detector = small_detector()
-    detector.set_calibration([i / 2000 for i in range(1, 2001)])
+    decide_by(detector, [i / 2000 for i in range(1, 2001)])
     write_report(collect(table(60_000), detector, None, title="many"), tmp_path / "many.html")
     assert (tmp_path / "many.html").stat().st_size < 8_000_000
     begun = time.monotonic()

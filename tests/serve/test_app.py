@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from tiny import pixels, small_detector, small_method
+from tiny import decide_by, pixels, small_detector, small_method
 
 from liftmap.detector import Detector
 from liftmap.errors import CalibrationError, SettingsError
-from liftmap.serve.app import ServiceSettings, create_app
+from liftmap.serve.app import create_app
 from liftmap.serve.batcher import Batcher, OneScore
+from liftmap.serve.schema import ServiceSettings
 
 
 def png(seed: int = 0) -> bytes:
@@ -29,7 +30,7 @@ def png(seed: int = 0) -> bytes:
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     made = small_detector(small_method(attempts=2, steps=1))
-    made.set_calibration([i / 40 for i in range(1, 41)])
+    decide_by(made, [i / 40 for i in range(1, 41)])
     return made
 
 

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 import torch
-from tiny import pixels, small_detector, small_method
+from tiny import decide_by, pixels, small_detector, small_method
 
 from liftmap.detector import Detector
 from liftmap.serve.batcher import Batcher, BusyError, OneScore
@@ -11,7 +11,7 @@ from liftmap.serve.batcher import Batcher, BusyError, OneScore
 @pytest.fixture
 def detector() -> Detector:
     made = small_detector(small_method(attempts=2, steps=1))
-    made.set_calibration([i / 40 for i in range(1, 41)])
+    decide_by(made, [i / 40 for i in range(1, 41)])
     return made
 
 

@@ -11,9 +11,10 @@ import pytest
 import uvicorn
 from accessible import serious_findings
 from PIL import Image
-from tiny import pixels, small_detector, small_method
+from tiny import decide_by, pixels, small_detector, small_method
 
-from liftmap.serve.app import ServiceSettings, create_app
+from liftmap.serve.app import create_app
+from liftmap.serve.schema import ServiceSettings
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -32,7 +33,7 @@ def upload(name: str, data: bytes) -> dict[str, Any]:
 def address() -> Iterator[str]:
     detector = small_detector(small_method(attempts=2, steps=1))
     scores = detector.score([image[0].numpy() for image in pixels(40, seed=9)])
-    detector.set_calibration(scores.tolist())
+    decide_by(detector, scores.tolist())
     normal = Image.open(io.BytesIO(png(3)))
     app = create_app(detector, ServiceSettings(false_alarms=0.1), [("normal.png", normal)])
     with socket.socket() as free:

@@ -3,14 +3,14 @@
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from tiny import small_detector, small_method
+from tiny import decide_by, small_detector, small_method
 
 from liftmap.serve.app import create_app
 
 
 def _described() -> schemathesis.BaseSchema:
     detector = small_detector(small_method(attempts=2, steps=1))
-    detector.set_calibration([i / 40 for i in range(1, 41)])
+    decide_by(detector, [i / 40 for i in range(1, 41)])
     return schemathesis.openapi.from_asgi("/openapi.json", create_app(detector))
 
 

@@ -5,8 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liftmap.errors import CalibrationError, SettingsError
-from liftmap.stages.aggregate import until_settled
 from liftmap.stages.calibrate import Calibration
+from liftmap.stages.judge import Judge
+from liftmap.stages.method import Method
+from liftmap.stages.redraw import Measured
+
+METHOD = Method(attempts=6, distance="mse", early_stop=0.5)
 
 some_scores = st.lists(st.integers(0, 20).map(lambda v: v / 4), min_size=1, max_size=60)
 
@@ -26,9 +30,29 @@ def test_flagging_above_the_threshold_is_flagging_small_p_values(
         with pytest.raises(CalibrationError):
             calibration.threshold(rate)
         return
-    scores = torch.tensor(new)
-    flagged = calibration.is_ood(scores, rate)
-    assert (flagged == (calibration.p_values(scores) <= rate + 1e-12)).all()
+    p_values = calibration.p_values(torch.tensor(new))
+    flagged = calibration.flagged(p_values, rate)
+    assert flagged.tolist() == [score > calibration.threshold(rate) for score in new]
+
+
+@pytest.mark.parametrize(
+    ("rate", "count", "limit"),
+    [
+        (0.1 * 0.7, 99, 7 / 100),  # a float just below 0.07
+        (0.07, 99, 7 / 100),
+        (0.7 / 100, 999, 7 / 1000),
+        (1 / 3, 2, 1 / 3),
+        (0.29999, 9, 2 / 10),
+        (0.999, 9, 9 / 10),
+    ],
+)
+def test_a_rate_flags_p_values_up_to_the_one_it_means(
+    rate: float, count: int, limit: float
+) -> None:
+    calibration = Calibration.from_scores(map(float, range(count)))
+    p_values = torch.arange(1, count + 2).double() / (count + 1)
+    assert p_values[calibration.flagged(p_values, rate)].max() == limit
+    assert calibration.allowed(rate) == round(limit * (count + 1))
 
 
 @pytest.mark.parametrize(
@@ -53,10 +77,7 @@ def test_the_false_alarm_rate_holds_over_many_calibrations(
     if ties:
         scores = np.round(scores * 2) / 2
     flagged = [
-        Calibration.from_scores(row[:count].tolist())
-        .is_ood(torch.from_numpy(row[count:]), rate)
-        .double()
-        .mean()
+        (row[count:] > Calibration.from_scores(row[:count].tolist()).threshold(rate)).mean()
         for row in scores
     ]
     observed, error = np.mean(flagged), np.std(flagged) / rounds**0.5
@@ -76,11 +97,13 @@ def test_the_false_alarm_rate_holds_when_images_stop_early(quantile: float) -> N
         images = torch.randn(count + fresh + 20, 1, generator=draw)
         evidence = images + torch.randn(len(images), 6, generator=draw)
         settled = evidence[:20].quantile(0.5, dim=1).quantile(quantile).item()
-        rest = evidence[20:]
-        scores, took = until_settled(lambda i, a, b, e=rest: e[i, a:b], len(rest), 6, settled)  # type: ignore[misc]
-        assert set(took.tolist()) <= {2, 4, 6}
-        calibration = Calibration.from_scores(scores[:count].tolist())
-        flagged.append(calibration.is_ood(scores[count:], rate).double().mean().item())
+        judge = Judge(METHOD, settled=settled)
+        rest = Measured.whole(evidence[20:, :, None], torch.empty(count + fresh, 0))
+        stopped = judge.stopped(rest)
+        assert set(stopped.attempts.tolist()) <= {2, 4, 6}
+        scores = judge.scores(stopped)
+        judge = judge.calibrated(Calibration.from_scores(scores[:count].tolist()))
+        flagged.append(judge.decide(scores[count:], rate).is_ood.double().mean().item())
     error = np.std(flagged) / rounds**0.5
     assert np.mean(flagged) == pytest.approx(2 / 40, abs=4 * error)
 

@@ -11,7 +11,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from liftmap.errors import ModelError, SettingsError
 from liftmap.stages.distances import FeatureCosine, load_distance, load_distances
 
-PATCHES = Path(__file__).parent / "data" / "lpips"
+PATCHES = Path(__file__).parents[1] / "data" / "lpips"
 ONE = torch.zeros(1, dtype=torch.long)
 
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from liftmap.baselines.base import OnBatch, noise_of
 from liftmap.baselines.on_diffusion import OnDiffusion
-from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.samplers import SamplerSettings
 from liftmap.images.prepare import to_model_range
 from liftmap.images.store import PreparedImages
+from liftmap.model import Model
 from liftmap.stages.distances import load_distances
 from liftmap.stages.inpaint import noise_and_denoise
 
@@ -33,8 +33,8 @@ class DDPMOOD(OnDiffusion):
     learnt: centre and spread (14,) of the distances, level by level.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, seed: int = 0, **options: Any) -> None:
-        super().__init__(checkpoint, **options)
+    def __init__(self, model: Model, *, seed: int = 0, **options: Any) -> None:
+        super().__init__(model, **options)
         self.seed = seed
         self._distances = load_distances("lpips+mse")
 

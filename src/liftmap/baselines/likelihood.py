@@ -15,10 +15,10 @@ from torch import Tensor
 
 from liftmap.baselines.base import OnBatch, noise_of
 from liftmap.baselines.on_diffusion import OnDiffusion
-from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.likelihood import log_likelihood
 from liftmap.errors import SettingsError
 from liftmap.images.store import PreparedImages
+from liftmap.model import Model
 
 LEVELS = 256
 # lossless, with what makes each as short as it gets
@@ -39,8 +39,8 @@ class Likelihood(OnDiffusion):
 
     needs_learning: ClassVar = False
 
-    def __init__(self, checkpoint: Checkpoint, *, seed: int = 0, **options: Any) -> None:
-        super().__init__(checkpoint, **{"precision": "float32"} | options)
+    def __init__(self, model: Model, *, seed: int = 0, **options: Any) -> None:
+        super().__init__(model, **{"precision": "float32"} | options)
         self.seed, self._evaluations = seed, 0
 
     @property
@@ -87,11 +87,11 @@ class InputComplexity(Likelihood):
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, compressor: str = "png", seed: int = 0, **options: Any
+        self, model: Model, *, compressor: str = "png", seed: int = 0, **options: Any
     ) -> None:
         if compressor not in COMPRESSORS:
             raise SettingsError(f"compressor {compressor!r}: need one of {', '.join(COMPRESSORS)}")
-        super().__init__(checkpoint, seed=seed, **options)
+        super().__init__(model, seed=seed, **options)
         self.compressor = compressor
 
     @property

@@ -10,10 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from liftmap.baselines.base import LEARNT, Baseline, OnBatch, read_about
-from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from liftmap.diffusion.denoiser import Precision
 from liftmap.images.store import PreparedImages
-from liftmap.scorer import preparation_of
+from liftmap.model import Model
 from liftmap.stages.mixture import MOST, Candidate, Mixture
 
 
@@ -22,14 +21,14 @@ class OnDiffusion(Baseline):
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        model: Model,
         *,
         device: str | torch.device | None = None,
         precision: Precision | None = None,
     ) -> None:
-        super().__init__(preparation_of(checkpoint), device=device)
-        self.checkpoint = checkpoint
-        self.denoiser = checkpoint.denoiser(self.device, precision=precision)
+        super().__init__(model.preparation, device=device)
+        self.model = model
+        self.denoiser = model.checkpoint.denoiser(self.device, precision=precision)
 
     @property
     @abstractmethod
@@ -39,7 +38,7 @@ class OnDiffusion(Baseline):
     def save(self, folder: str | Path) -> None:
         """Write the diffusion model and what was learnt."""
         super().save(folder)
-        save_checkpoint(self.checkpoint, Path(folder))
+        self.model.save(folder)
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> "OnDiffusion":
@@ -51,7 +50,7 @@ class OnDiffusion(Baseline):
         folder, settings = Path(model), {}
         if (folder / LEARNT).exists():
             settings = read_about(folder).get("settings", {})
-        made = cls(load_checkpoint(model), **settings | options)
+        made = cls(Model.load(model), **settings | options)
         if (folder / LEARNT).exists():
             made.read_learnt(folder)
         return made

@@ -1,7 +1,5 @@
 """What all commands share: the group, their options, and how they open what those name."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -14,8 +12,8 @@ from liftmap.errors import LiftmapError, SettingsError
 
 if TYPE_CHECKING:
     from liftmap.detector import Detector
-    from liftmap.engines.local import Summary, Upto
     from liftmap.images.entry import Source
+    from liftmap.model import Model
     from liftmap.stages.method import Method
 
 console = Console()
@@ -84,7 +82,7 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ...; found by
 PrecisionOption = Annotated[
     str | None, typer.Option(help="bf16 or float32; bf16 where the hardware has it.")
 ]
-RowsOption = Annotated[
+AtOnceOption = Annotated[
     int | None, typer.Option(help="Redraws at once; fewer need less memory.", min=1)
 ]
 
@@ -96,56 +94,6 @@ AddressOption = Annotated[
 ]
 WorkersOption = Annotated[int, typer.Option(help="Of Ray: each loads the model once.", min=1)]
 GpusOption = Annotated[float, typer.Option(help="Of each of Ray's workers.")]
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What scores a source into a table: this process, or Ray's workers into a folder of parts."""
-
-    name: str = "local"
-    address: str | None = None
-    workers: int = 2
-    gpus_per_worker: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.name not in ("local", "ray"):
-            raise SettingsError(f"--engine {self.name}: need local or ray")
-
-    def table(self, folder: Path, name: str) -> Path:
-        """Where a table of that name goes."""
-        return folder / (f"{name}.parquet" if self.name == "local" else name)
-
-    def score(
-        self,
-        detector: "Detector",
-        source: "Source",
-        output: Path,
-        to: "Upto",
-        on_batch: Callable[["Summary"], None],
-        *,
-        false_alarms: float = 0.05,
-        root: Path | None = None,
-    ) -> "Summary":
-        if self.name == "local":
-            from liftmap.engines.local import score_source
-
-            return score_source(
-                detector, source, output, false_alarms=false_alarms, to=to, on_batch=on_batch
-            )
-        from liftmap.engines.ray import Cluster, score_on_ray
-
-        if output.suffix:
-            raise SettingsError(f"--output {output}: Ray's workers write a folder of parts")
-        return score_on_ray(
-            detector,
-            source,
-            output,
-            Cluster(self.address, self.workers, self.gpus_per_worker),
-            root=root,
-            false_alarms=false_alarms,
-            to=to,
-            on_part=on_batch,
-        )
 
 
 def method_of(name: str, steps: int | None, attempts: int | None, distance: str | None) -> "Method":
@@ -165,14 +113,14 @@ def method_of(name: str, steps: int | None, attempts: int | None, distance: str 
 
 
 def load_detector(
-    model: str, method: "Method", device: str | None, precision: str | None, rows: int | None
+    model: str, method: "Method", device: str | None, precision: str | None, at_once: int | None
 ) -> "Detector":
     from liftmap.detector import Detector
 
     if precision not in (None, "bf16", "float32"):
         raise SettingsError(f"--precision {precision}: need bf16 or float32")
     return Detector.from_pretrained(
-        model, method=method, device=device, precision=precision, rows=rows
+        model, method=method, device=device, precision=precision, at_once=at_once
     )
 
 
@@ -192,7 +140,7 @@ def report_on(
     title: str,
     **labels: Any,
 ) -> None:
-    from liftmap.cli.terminal import CountProgress
+    from liftmap.cli.progress import CountProgress
     from liftmap.engines.tables import read_rows
     from liftmap.report.collect import collect
     from liftmap.report.page import write_report
@@ -204,7 +152,7 @@ def report_on(
     complaints.print(f"{page.flagged} of {len(page.rows)} flagged; written: {output}")
 
 
-def print_about(detector: "Detector") -> None:
+def print_about(model: "Model") -> None:
     from liftmap.cli.terminal import about_table
 
-    console.print(about_table(detector))
+    console.print(about_table(model))

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from liftmap.cli.terminal import ScoreProgress
+from liftmap.cli.progress import ScoreProgress
 from liftmap.detector import Detector
 from liftmap.engines.local import score_source
 from liftmap.engines.tables import odd_rows, read_scores

@@ -8,24 +8,29 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from threading import Event
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from liftmap.cli.base import (
+    AtOnceOption,
     DeviceOption,
     MethodOption,
     ModelOption,
     PrecisionOption,
     RateOption,
-    RowsOption,
     console,
     load_detector,
     method_of,
     open_images,
 )
 from liftmap.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from liftmap.engines.watch import Watched
 
 
 def watch(
@@ -53,7 +58,7 @@ def watch(
     method: MethodOption = "fast",
     device: DeviceOption = None,
     precision: PrecisionOption = None,
-    rows: RowsOption = None,
+    at_once: AtOnceOption = None,
 ) -> None:
     """Score images as they arrive, each once, and say when the stream as a whole has drifted.
 
@@ -61,23 +66,14 @@ def watch(
 
     Exit codes: 0 stopped (Ctrl-C, SIGTERM, the end of stdin), 1 an error, 4 --stop-at-alarm.
     """
-    from liftmap.engines.watch import Watched, expose, from_folder, from_lines
+    from liftmap.engines.arrivals import from_folder, from_lines
+    from liftmap.engines.watch import expose
     from liftmap.engines.watch import watch as run_watch
 
     tell = expose(metrics_port) if metrics_port is not None else lambda seen: None
-    detector = load_detector(model, method_of(method, None, None, None), device, precision, rows)
-    alarms: list[int] = []  # in the beginning, and after the latest batch
+    detector = load_detector(model, method_of(method, None, None, None), device, precision, at_once)
     with _until_told_to_stop() as stop:
-
-        def on_batch(seen: Watched) -> None:
-            tell(seen)
-            if alarms and seen.alarms > alarms[-1]:
-                told = f"drift at image {seen.images}: see {output}/alarms.jsonl"
-                console.print(f"[bold red]alarm:[/] {escape(told)}")
-                if stop_at_alarm:
-                    stop.set()
-            alarms[1:] = [seen.alarms]
-
+        news = _News(output, tell, stop if stop_at_alarm else None)
         console.print(f"watching {folder or 'stdin'}; Ctrl-C ends it, the same command goes on")
         seen = run_watch(
             detector,
@@ -86,14 +82,33 @@ def watch(
             false_alarms=false_alarms,
             run=images_between,
             stop=stop,
-            on_batch=on_batch,
+            on_batch=news,
         )
     console.print(
         f"{seen.images} images, {seen.flagged} flagged, {seen.skipped} skipped, {seen.alarms} "
         f"alarms; evidence of drift {seen.evidence:.3g} of {seen.run:g}; written: {output}"
     )
-    if stop_at_alarm and seen.alarms > alarms[0]:
+    if stop_at_alarm and news.new:
         raise typer.Exit(4)
+
+
+class _News:
+    """Tells of each batch's outcome, and of an alarm as soon as it rings."""
+
+    def __init__(self, output: Path, tell: "Callable[[Watched], None]", stop: Event | None) -> None:
+        self._output, self._tell, self._stop = output, tell, stop
+        self._alarms: int | None = None  # those that earlier runs have told of, then all
+        self.new = False
+
+    def __call__(self, seen: "Watched") -> None:
+        self._tell(seen)
+        if self._alarms is not None and seen.alarms > self._alarms:
+            self.new = True
+            told = f"drift at image {seen.images}: see {self._output}/alarms.jsonl"
+            console.print(f"[bold red]alarm:[/] {escape(told)}")
+            if self._stop:
+                self._stop.set()
+        self._alarms = seen.alarms
 
 
 def serve(
@@ -123,8 +138,9 @@ def serve(
         import uvicorn
 
         from liftmap.images.entry import readable
-        from liftmap.serve.app import ServiceSettings, create_app
+        from liftmap.serve.app import create_app
         from liftmap.serve.batcher import model_thread
+        from liftmap.serve.schema import ServiceSettings
     except ImportError as error:
         raise MissingExtraError(error.name or "fastapi", "serve") from error
     settings = ServiceSettings(

@@ -1,5 +1,6 @@
 """Measure and compare: evaluation, benchmarks, the paper."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,11 +9,11 @@ from rich.markup import escape
 
 from liftmap.cli.base import (
     AddressOption,
+    AtOnceOption,
     AttemptsOption,
     DeviceOption,
     DistanceOption,
     DownloadOption,
-    Engine,
     EngineOption,
     GpusOption,
     LimitOption,
@@ -20,7 +21,6 @@ from liftmap.cli.base import (
     ModelOption,
     PrecisionOption,
     RootOption,
-    RowsOption,
     StepsOption,
     WorkersOption,
     complaints,
@@ -29,14 +29,16 @@ from liftmap.cli.base import (
     method_of,
     open_images,
 )
-from liftmap.errors import MissingExtraError, SettingsError
+from liftmap.errors import SettingsError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
     from liftmap.detector import Detector
-    from liftmap.evaluation.entrants import Entrant
-    from liftmap.evaluation.paper import Agenda
+    from liftmap.evaluation.paper import Pair
+    from liftmap.evaluation.reproduce import Agenda
     from liftmap.images.entry import Source
 
 
@@ -64,26 +66,24 @@ def evaluate(
     download: DownloadOption = False,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
-    rows: RowsOption = None,
+    at_once: AtOnceOption = None,
 ) -> None:
     """AUROC, AUPR and FPR@95TPR with bootstrap intervals, ROC curves and histograms."""
-    from liftmap.cli.terminal import ScoreProgress, evaluation_table
-    from liftmap.engines.tables import read_scores
-    from liftmap.evaluation.evaluate import Compared, write_evaluation
+    from liftmap.cli.progress import ScoreProgress
+    from liftmap.cli.terminal import evaluation_table
+    from liftmap.engines.engine import Engine
+    from liftmap.evaluation.evaluate import evaluate_sources
 
     chosen = method_of(method, steps, attempts, distance)
-    detector = load_detector(model, chosen, device, precision, rows)
-    compared, scoring = [], Engine(engine, address, workers, gpus_per_worker)
-    for number, spec in enumerate([in_domain, *out]):
-        opened = open_images(spec, root, download, limit)
-        table = scoring.table(output, f"scores-{number}-{_slug(spec)}")
-        with ScoreProgress(console, opened.count(), spec) as on_batch:
-            summary = scoring.score(detector, opened, table, "scores", on_batch, root=root)
-        spent = chosen.evaluations_of(summary.attempts_an_image)
-        scores, skipped = read_scores(table), summary.skipped
-        compared.append(Compared(spec, scores, spent, summary.computed, summary.seconds, skipped))
-    name = method if chosen == method_of(method, None, None, None) else f"{method}, changed"
-    records = write_evaluation(compared, output, name)
+    records = evaluate_sources(
+        load_detector(model, chosen, device, precision, at_once),
+        [open_images(spec, root, download, limit) for spec in (in_domain, *out)],
+        output,
+        name=method if chosen == method_of(method, None, None, None) else f"{method}, changed",
+        progress=lambda source: ScoreProgress(console, source.count(), source.name),
+        engine=Engine(engine, address, workers, gpus_per_worker),
+        root=root,
+    )
     console.print(evaluation_table(records))
     console.print(f"written: {output}/evaluation.json, roc.png, histogram.png, scores-*")
 
@@ -112,7 +112,8 @@ def benchmark(
     download: DownloadOption = False,
 ) -> None:
     """Compare methods on one model and the same images; a rerun computes only what is missing."""
-    from liftmap.cli.terminal import BenchmarkProgress, rows_table
+    from liftmap.cli.progress import BenchmarkProgress
+    from liftmap.cli.terminal import rows_table
     from liftmap.evaluation.benchmark import (
         Task,
         run_benchmark,
@@ -170,75 +171,94 @@ def reproduce(
     download: DownloadOption = False,
 ) -> None:
     """A table of the paper on your models and data, beside the published values; or a figure."""
-    from liftmap.cli.terminal import BenchmarkProgress, ScoreProgress, rows_table
-    from liftmap.engines.local import score_source
-    from liftmap.engines.tables import read_distances
-    from liftmap.evaluation.benchmark import run_benchmark, write_rows
-    from liftmap.evaluation.figures import FIGURES, Tools, draw_masks
-    from liftmap.evaluation.paper import (
-        ARTEFACTS,
-        agenda,
-        beside_the_paper,
-        by_data_set,
-        entrants_of,
-        every_figure,
-    )
-    from liftmap.images.labels import read_labels
-    from liftmap.stages.method import find_method
+    from liftmap.evaluation.figures import FIGURES, draw_masks
+    from liftmap.evaluation.paper import ARTEFACTS
 
-    given = _sources(sources or [])
     if what == "figure8":
         console.print(f"written: {draw_masks(output)}")
         return
     if what not in ARTEFACTS | FIGURES:
         known = ", ".join([*ARTEFACTS, *FIGURES, "figure8"])
         raise SettingsError(f"{what!r}: need one of {known}")
-    artefact = ARTEFACTS.get(what) or FIGURES[what]
-
-    def planned_for(most: int | None) -> "Agenda":
-        def find_source(name: str, split: str) -> "Source":
-            spec = given.get((name, split), f"torchvision:{name}:{split}")
-            return open_images(spec, root, download, most if split == "test" else None)
-
-        return agenda(artefact.pairs, models, find_source)
-
-    planned = planned_for(images)
-    for pair, reason in planned.missing.items():
-        complaints.print(f"[yellow]left out[/] {' > '.join(pair)}: {escape(reason)}")
+    pairs = (ARTEFACTS.get(what) or FIGURES[what]).pairs
+    found = _Sources(sources or [], root, download)
+    agenda_of = partial(_agenda, pairs, models, found)
+    planned = agenda_of(images)
+    _print_left_out({" > ".join(pair): reason for pair, reason in planned.missing.items()})
     if what in FIGURES:
+        _draw_figure(what, method, planned, output, root=root, generator=generator)
+    else:
+        counts = _counts(fewer or [])
+        _fill_table(what, method, agenda_of, output, only, seeds, images=images, fewer=counts)
 
-        def measure(detector: "Detector", source: "Source", table: Path) -> "np.ndarray":
-            if not table.exists():
-                with ScoreProgress(complaints, source.count(), source.name) as on_batch:
-                    score_source(detector, source, table, to="distances", on_batch=on_batch)
-            return read_distances(table)[1]
 
-        tools = Tools(
-            measure,
-            lambda source: read_labels(source.name, root=root),
-            planned.names,
-            lambda: BenchmarkProgress(complaints),
-            generator,
-        )
-        for task in planned.tasks:
-            made = FIGURES[what].draw(task, find_method(method), output, tools)
-            console.print(f"written: {', '.join(map(str, made))}", soft_wrap=True)
-        return
-    entrants = _entrants(entrants_of(ARTEFACTS[what], method), only)
-    counts = dict.fromkeys(entrants, images) | _counts(fewer or [], list(entrants))
-    records = []
+def _draw_figure(
+    what: str,
+    method: str,
+    planned: "Agenda",
+    output: Path,
+    *,
+    root: Path | None,
+    generator: Path | None,
+) -> None:
+    from liftmap.cli.progress import BenchmarkProgress, ScoreProgress
+    from liftmap.engines.local import score_source
+    from liftmap.engines.tables import read_distances
+    from liftmap.evaluation.figures import FIGURES, Tools
+    from liftmap.images.labels import read_labels
+    from liftmap.stages.method import find_method
+
+    def measure(detector: "Detector", source: "Source", table: Path) -> "np.ndarray":
+        if not table.exists():
+            with ScoreProgress(complaints, source.count(), source.name) as on_batch:
+                score_source(detector, source, table, to="distances", on_batch=on_batch)
+        return read_distances(table)[1]
+
+    tools = Tools(
+        measure,
+        lambda source: read_labels(source.name, root=root),
+        planned.names,
+        lambda: BenchmarkProgress(complaints),
+        generator,
+    )
+    for task in planned.tasks:
+        made = FIGURES[what].draw(task, find_method(method), output, tools)
+        console.print(f"written: {', '.join(map(str, made))}", soft_wrap=True)
+
+
+def _fill_table(
+    what: str,
+    method: str,
+    agenda_of: "Callable[[int | None], Agenda]",
+    output: Path,
+    only: list[str] | None,
+    seeds: list[int] | None,
+    *,
+    images: int | None,
+    fewer: dict[str, int],
+) -> None:
+    from liftmap.cli.progress import BenchmarkProgress
+    from liftmap.cli.terminal import rows_table
+    from liftmap.evaluation.paper import ARTEFACTS, entrants_of
+    from liftmap.evaluation.reproduce import fillable, reproduce_table
+
+    columns, left_out = fillable(entrants_of(ARTEFACTS[what], method), only)
+    _print_left_out(left_out)
+    if unknown := [name for name in fewer if name not in columns]:
+        raise SettingsError(f"--fewer {unknown[0]}: need COLUMN=IMAGES, of {', '.join(columns)}")
+    counts = {name: fewer.get(name, images) for name in columns}
     with BenchmarkProgress(complaints) as listener:
-        for name, entrant in entrants.items():
-            planned = planned_for(counts[name])
-            row = run_benchmark(
-                planned.tasks, {name: entrant}, output, seeds=seeds, listener=listener
-            )
-            records += by_data_set(row, planned.pairs)
-    rows = list(beside_the_paper(ARTEFACTS[what], records))
-    write_rows(rows, output / f"{what}.md")
-    write_rows(list(every_figure(ARTEFACTS[what], records)), output / f"{what}-intervals.md")
-    console.print(rows_table(rows, f"{artefact.title}: AUROC, and in brackets less the published"))
+        rows = reproduce_table(
+            what, columns, agenda_of, output, images=counts, seeds=seeds, listener=listener
+        )
+    title = f"{ARTEFACTS[what].title}: AUROC, and in brackets less the published"
+    console.print(rows_table(rows, title))
     console.print(f"written: {output}/{what}.md, {what}-intervals.md")
+
+
+def _print_left_out(reasons: dict[str, str]) -> None:
+    for name, reason in reasons.items():
+        complaints.print(f"[yellow]left out[/] {escape(name)}: {escape(reason)}")
 
 
 def speed(
@@ -258,74 +278,58 @@ def speed(
     download: DownloadOption = False,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
-    rows: RowsOption = None,
+    at_once: AtOnceOption = None,
 ) -> None:
     """What scoring costs here: seconds an image, latency, memory, use of the hardware."""
-    import torch
-
-    from liftmap.cli.terminal import RoundProgress, speed_table
-    from liftmap.evaluation.speed import latency, measure_speed
+    from liftmap.cli.progress import RoundProgress
+    from liftmap.cli.terminal import speed_table
+    from liftmap.evaluation.speed import latency, measure_speed, sample_pixels
 
     names = methods or ["fast", "paper"]
-    options = (device, precision, rows)
+    options = (device, precision, at_once)
     detectors = [load_detector(model, method_of(n, None, None, None), *options) for n in names]
     count = images or max(d.batch for d in detectors)
-    if source:
-        opened = open_images(source, root, download, count)
-        pixels = torch.stack([detectors[0].preparation(entry.load()) for entry in opened])
-    else:
-        shape = (count, *detectors[0].checkpoint.image_shape)
-        draw = torch.Generator().manual_seed(0)
-        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
+    opened = open_images(source, root, download, count) if source else None
+    pixels = sample_pixels(detectors[0], opened, count)
     with RoundProgress(console, rounds * len(names)) as on_round:
         speeds = measure_speed(detectors, pixels, rounds=rounds, whole=whole, on_round=on_round)
     alone = latency(detectors[0], pixels)
     console.print(speed_table(dict(zip(names, speeds, strict=True)), alone, len(pixels)))
 
 
-def _sources(given: list[str]) -> dict[tuple[str, str], str]:
-    """DATASET:SPLIT=SOURCE, taken apart."""
-    found = {}
-    for text in given:
-        where, equals, spec = text.partition("=")
-        name, colon, split = where.partition(":")
-        if not (name and colon and equals and spec) or split not in ("train", "test"):
-            raise SettingsError(
-                f"--source {text}: need DATASET:train=SOURCE or DATASET:test=SOURCE"
-            )
-        found[name, split] = spec
-    return found
+class _Sources:
+    """The paper's data sets: torchvision's, or DATASET:SPLIT=SOURCE."""
+
+    def __init__(self, given: list[str], root: Path | None, download: bool) -> None:
+        self._root, self._download = root, download
+        self._given: dict[tuple[str, str], str] = {}
+        for text in given:
+            where, equals, spec = text.partition("=")
+            name, colon, split = where.partition(":")
+            if not (name and colon and equals and spec) or split not in ("train", "test"):
+                raise SettingsError(
+                    f"--source {text}: need DATASET:train=SOURCE or DATASET:test=SOURCE"
+                )
+            self._given[name, split] = spec
+
+    def open(self, name: str, split: str, most: int | None) -> "Source":
+        """A data set's split; of a test split at most so many images."""
+        spec = self._given.get((name, split), f"torchvision:{name}:{split}")
+        return open_images(spec, self._root, self._download, most if split == "test" else None)
 
 
-def _entrants(found: "dict[str, Entrant]", only: list[str] | None) -> "dict[str, Entrant]":
-    """A table's columns, or those asked for; without those whose extra is missing."""
-    unknown = [name for name in only or [] if name not in found]
-    if unknown:
-        raise SettingsError(f"--only {unknown[0]}: need some of {', '.join(found)}")
-    kept = {}
-    for name in only or found:
-        try:
-            found[name].check()
-            kept[name] = found[name]
-        except MissingExtraError as error:
-            complaints.print(f"[yellow]left out[/] {escape(name)}: {escape(str(error))}")
-    if not kept:
-        raise SettingsError("none of the table's columns can be filled")
-    return kept
+def _agenda(pairs: "tuple[Pair, ...]", models: Path, found: _Sources, most: int | None) -> "Agenda":
+    from liftmap.evaluation.reproduce import agenda
+
+    return agenda(pairs, models, lambda name, split: found.open(name, split, most))
 
 
-def _counts(given: list[str], columns: list[str]) -> dict[str, int]:
+def _counts(given: list[str]) -> dict[str, int]:
     """COLUMN=IMAGES, taken apart."""
     found = {}
     for text in given:
         name, _, number = text.rpartition("=")
-        if name not in columns or not number.isdigit() or int(number) < 1:
-            raise SettingsError(f"--fewer {text}: need COLUMN=IMAGES, of {', '.join(columns)}")
+        if not name or not number.isdigit() or int(number) < 1:
+            raise SettingsError(f"--fewer {text}: need COLUMN=IMAGES")
         found[name] = int(number)
     return found
-
-
-def _slug(spec: str) -> str:
-    """A source's name as part of a file name."""
-    tail = spec.rstrip("/").rsplit("/", 1)[-1]
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in tail).strip("-") or "source"

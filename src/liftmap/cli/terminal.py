@@ -1,213 +1,20 @@
-"""Progress bars and tables of the command; everything that it prints beyond a line."""
+"""The tables and summaries that the command prints."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from liftmap.detector import Detector
-from liftmap.diffusion.training import Progress as Trained
-from liftmap.diffusion.training import TrainingSettings
 from liftmap.engines.local import Summary
-from liftmap.errors import LiftmapError
-from liftmap.fitting import FitListener
+from liftmap.errors import CalibrationError
+from liftmap.model import Model
 from liftmap.stages.calibrate import Calibration
 from liftmap.stages.method import METHODS
 
 if TYPE_CHECKING:
-    from liftmap.evaluation.benchmark import BenchmarkListener
     from liftmap.evaluation.speed import Speed
-
-
-class _Log:
-    """Plain lines now and then, where the output is a file and a bar would not show."""
-
-    EVERY = 30.0  # seconds
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar, self._next = bar, monotonic() + self.EVERY
-
-    def tell(self, task: TaskID, about: str) -> None:
-        """Print how far the task has come, unless there is a terminal or it is too soon."""
-        if self._bar.console.is_terminal or monotonic() < self._next:
-            return
-        self._next = monotonic() + self.EVERY
-        at = next(t for t in self._bar.tasks if t.id == task)
-        left = "" if at.time_remaining is None else f", {at.time_remaining / 60:.0f} minutes left"
-        line = f"{at.description} {at.percentage:.0f}%  {about}{left}"
-        self._bar.console.print(line, soft_wrap=True)
-
-
-class _Bar:
-    """A bar that stops when its `with` block ends."""
-
-    _bar: Progress
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-
-class ScoreProgress(_Bar):
-    """A progress bar over images, with images/s and time left."""
-
-    def __init__(self, console: Console, total: int | None, name: str = "scoring") -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._task = self._bar.add_task(escape(name), total=total, rate="")
-        self._log = _Log(self._bar)
-
-    def __enter__(self) -> Callable[[Summary], None]:
-        self._bar.start()
-        return self._update
-
-    def _update(self, summary: Summary) -> None:
-        rate = f"{summary.images_per_second:.1f} images/s" if summary.computed else ""
-        self._bar.update(self._task, completed=summary.images, rate=rate)
-        self._log.tell(self._task, f"{summary.images} images  {rate}")
-
-
-class BenchmarkProgress(_Bar):
-    """A progress bar a cell of a benchmark: what is being scored, images/s, time left."""
-
-    def __init__(self, console: Console) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._log = _Log(self._bar)
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> "BenchmarkListener":
-        from liftmap.evaluation.benchmark import BenchmarkListener  # imports scikit-learn: slow
-
-        self._bar.start()
-        return BenchmarkListener(self._cell, self._image)
-
-    def _cell(self, method: str, source: str, images: int | None) -> None:
-        short = "/".join(source.rstrip("/").split("/")[-2:])
-        self._task = self._bar.add_task(escape(f"{method}: {short}"), total=images)
-
-    def _image(self, done: int) -> None:
-        if self._task is not None:
-            self._bar.advance(self._task, done)
-            self._log.tell(self._task, "")
-
-
-class CountProgress(_Bar):
-    """A progress bar that is told how much is done, and of how much."""
-
-    def __init__(self, console: Console, name: str) -> None:
-        self._bar = Progress(
-            TextColumn(name), BarColumn(), MofNCompleteColumn(), console=console, transient=True
-        )
-        self._task = self._bar.add_task(name, total=None)
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self._bar.start()
-        return lambda done, total: self._bar.update(self._task, completed=done, total=total)
-
-
-class RoundProgress(_Bar):
-    """A progress bar over rounds of timing."""
-
-    def __init__(self, console: Console, total: int) -> None:
-        self._bar = Progress(
-            TextColumn("timing"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
-        )
-        self._task = self._bar.add_task("timing", total=total)
-
-    def __enter__(self) -> Callable[[], None]:
-        self._bar.start()
-        return lambda: self._bar.advance(self._task)
-
-
-class FitProgress(_Bar, FitListener):
-    """Progress of preparing and training: images/s, loss, time left."""
-
-    def __init__(self, console: Console, settings: TrainingSettings, images: int | None) -> None:
-        super().__init__(self._image, self._skip, self._step, self._note, self._calibrated)
-        self._settings = settings
-        self._skipped = 0
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[about]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-        )
-        self._log = _Log(self._bar)
-        self._images = images
-        self._preparing: TaskID | None = None
-        self._training: TaskID | None = None
-        self._calibrating: TaskID | None = None
-
-    def __enter__(self) -> "FitProgress":
-        self._bar.start()
-        return self
-
-    def _note(self, text: str) -> None:
-        self._bar.console.print(text)
-
-    def _image(self) -> None:
-        if self._preparing is None:
-            self._preparing = self._bar.add_task("preparing", total=self._images, about="")
-        self._bar.advance(self._preparing)
-        self._log.tell(self._preparing, "")
-
-    def _skip(self, id: str, reason: str) -> None:
-        self._skipped += 1
-        if self._skipped <= 10:
-            self._bar.console.print(f"[yellow]skipped[/] {escape(id)}: {escape(reason)}")
-
-    def _step(self, progress: Trained) -> None:
-        if self._training is None:
-            self._training = self._bar.add_task("training", total=1.0, about="")
-        recent = progress.losses[-50:]
-        rate = progress.step * self._settings.batch / progress.seconds
-        about = f"step {progress.step}  loss {sum(recent) / len(recent):.4f}  {rate:.0f} images/s"
-        self._bar.update(self._training, completed=progress.share(self._settings), about=about)
-        self._log.tell(self._training, about)
-
-    def _calibrated(self, done: int, total: int) -> None:
-        if self._calibrating is None:
-            self._calibrating = self._bar.add_task("calibrating", total=total, about="")
-        about = f"{done} of {total} images"
-        self._bar.update(self._calibrating, completed=done, about=about)
-        self._log.tell(self._calibrating, about)
 
 
 def sparkline(counts: list[int]) -> str:
@@ -246,53 +53,52 @@ def summary_lines(summary: Summary, output: Path, false_alarms: float | None) ->
         yield f"... and {summary.skipped - len(summary.reasons)} more, see the column `reason`"
 
 
-def about_table(detector: Detector) -> Table:
+def about_table(model: Model) -> Table:
     """What `info` shows."""
-    about = detector.checkpoint.about
-    training: dict[str, Any] = about.get("training", {})
     table = Table(show_header=False, box=None, pad_edge=False)
-    channels, height, width = detector.checkpoint.image_shape
-    parameters = sum(p.numel() for p in detector.checkpoint.unet.parameters())
-    table.add_row("images", f"{height}x{width}, {channels} channel(s), {detector.preparation.fit}")
-    by = detector.checkpoint.by
-    process = type(detector.checkpoint.process).__name__
-    table.add_row(
-        "network", f"{parameters / 1e6:.1f} M parameters, {process}, predicts {by.target}"
-    )
-    if training:
-        table.add_row("trained on", f"{training.get('images', '?')} of {training.get('source')}")
-        table.add_row("for", f"{training.get('minutes')} minutes, {training.get('steps')} steps")
-        if initial := training.get("initial"):
-            earlier = f"{initial.get('minutes')} minutes, {initial.get('steps')} steps"
-            known = f", trained for {earlier}" if "steps" in initial else ""
-            table.add_row("started from", f"{initial['model']}{known}")
-        if curve := training.get("loss_curve"):
+    checkpoint = model.checkpoint
+    channels, height, width = checkpoint.image_shape
+    parameters = sum(p.numel() for p in checkpoint.unet.parameters())
+    table.add_row("images", f"{height}x{width}, {channels} channel(s), {model.preparation.fit}")
+    process = type(checkpoint.process).__name__
+    predicts = f"{process}, predicts {checkpoint.by.target}"
+    table.add_row("network", f"{parameters / 1e6:.1f} M parameters, {predicts}")
+    if training := model.training:
+        table.add_row("trained on", f"{training.images} of {training.source}")
+        table.add_row("for", f"{training.minutes} minutes, {training.steps} steps")
+        if initial := training.initial:
+            earlier = f", trained for {initial.minutes} minutes, {initial.steps} steps"
+            known = "" if initial.steps is None else earlier
+            table.add_row("started from", f"{initial.model}{known}")
+        if curve := training.loss_curve:
             table.add_row("loss", f"{curve[0]:.3f} to {curve[-1]:.4f}")
-    for name, stored in _calibrations(detector):
-        table.add_row(f"calibrated ({name})", stored)
+    for name, told in _calibrations(model):
+        table.add_row(name, told)
     return table
 
 
-def _calibrations(detector: Detector) -> Iterator[tuple[str, str]]:
+def _calibrations(model: Model) -> Iterator[tuple[str, str]]:
     names = {method.key: name for name, method in METHODS.items()}
-    stored = detector.checkpoint.about.get("calibrations", {})
-    if not stored:
-        yield "no", "run `liftmap calibrate` to get p-values and decisions"
-    for key, value in stored.items():
-        calibration = Calibration.from_scores(value["scores"])
-        sampler = value["method"]["sampler"]
-        name = names.get(key, f"{sampler['name']}, {sampler['steps']} steps")
-        yield name, f"on {len(calibration.scores)} images; threshold {_thresholds(calibration)}"
+    if not model.judges:
+        yield "calibrated", "no; run `liftmap calibrate` to get p-values and decisions"
+    for key, judge in model.judges.items():
+        sampler = judge.method.sampler
+        name = names.get(key, f"{sampler.name}, {sampler.steps} steps")
+        calibration = judge.decides_by
+        precision = f" in {judge.precision}" if judge.precision else ""
+        yield f"calibrated ({name})", f"on {len(calibration.scores)} images{precision}"
+        for rate in (0.01, 0.05, 0.1):
+            yield "", f"at {rate:.0%}: {_rate(calibration, rate)}"
 
 
-def _thresholds(calibration: Calibration) -> str:
-    parts = []
-    for rate in (0.01, 0.05, 0.1):
-        try:
-            parts.append(f"{calibration.threshold(rate):.4f} at {rate:.0%}")
-        except LiftmapError:
-            parts.append(f"{rate:.0%} needs {Calibration.needed(rate)} images")
-    return ", ".join(parts)
+def _rate(calibration: Calibration, rate: float) -> str:
+    """The threshold of a rate, and what this very calibration makes of the rate."""
+    try:
+        low, high = calibration.false_alarm_interval(rate)
+        told = f"of further normal images {low:.1%} to {high:.1%} are (95%)"
+        return f"flagged above {calibration.threshold(rate):.4f}; {told}"
+    except CalibrationError:
+        return f"needs {Calibration.needed(rate)} images"
 
 
 def evaluation_table(records: list[dict[str, Any]]) -> Table:

@@ -1,7 +1,6 @@
 """Learn what is normal, score, explain, report."""
 
 import json
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +10,11 @@ from rich.markup import escape
 
 from liftmap.cli.base import (
     AddressOption,
+    AtOnceOption,
     AttemptsOption,
     DeviceOption,
     DistanceOption,
     DownloadOption,
-    Engine,
     EngineOption,
     GpusOption,
     LimitOption,
@@ -24,7 +23,6 @@ from liftmap.cli.base import (
     PrecisionOption,
     RateOption,
     RootOption,
-    RowsOption,
     SourceArgument,
     StepsOption,
     WorkersOption,
@@ -71,23 +69,17 @@ def train(
     download: DownloadOption = False,
 ) -> None:
     """Learn the normal images, and calibrate on some that are kept from training."""
-    from liftmap.cli.terminal import FitProgress
+    from liftmap.cli.progress import FitProgress
     from liftmap.detector import Detector
     from liftmap.diffusion.training import TrainingSettings
-    from liftmap.fitting import HoldOut, is_main_process
+    from liftmap.fitting import is_main_process
     from liftmap.images.prepare import Preparation
+    from liftmap.images.store import HoldOut
 
-    if steps is None and minutes is None:
-        minutes = 40.0
     height, width = _size(size)
+    minutes = 40.0 if steps is minutes is None else minutes
     settings = TrainingSettings(
-        steps=steps,
-        minutes=minutes,
-        batch=batch,
-        learning_rate=learning_rate,
-        flip=flip,
-        seed=seed,
-        save_every_minutes=save_every,
+        steps, minutes, batch, learning_rate, flip=flip, seed=seed, save_every_minutes=save_every
     )
     opened = open_images(source, root, download, limit)
     shown = console if is_main_process() else Console(quiet=True)
@@ -105,7 +97,7 @@ def train(
             method=method,
         )
     if is_main_process():
-        print_about(detector)
+        print_about(detector.model)
         console.print(f"next: liftmap score NEW_IMAGES --model {output} --output scores.parquet")
 
 
@@ -125,41 +117,27 @@ def calibrate(
     download: DownloadOption = False,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
-    rows: RowsOption = None,
+    at_once: AtOnceOption = None,
 ) -> None:
     """Redo the calibration on normal images that were not trained on; resumes like score."""
-    import shutil
-
-    import torch
-
-    from liftmap.cli.terminal import ScoreProgress
-    from liftmap.detector import MAPPED, Measured
-    from liftmap.engines.tables import read_distances, read_norms
-    from liftmap.images.entry import readable
+    from liftmap.cli.progress import ScoreProgress
+    from liftmap.engines.calibrate import calibrate_folder
+    from liftmap.engines.engine import Engine
 
     if not Path(model).is_dir():
         raise SettingsError(
             f"--model {model}: need a model folder that can be written; copy the model first"
         )
     detector = load_detector(
-        model, method_of(method, steps, attempts, distance), device, precision, rows
+        model, method_of(method, steps, attempts, distance), device, precision, at_once
     )
     opened = open_images(source, root, download, limit)
     scoring = Engine(engine, address, workers, gpus_per_worker)
-    # there only until it is taken into liftmap.json
-    table = scoring.table(Path(model), "calibration")
     with ScoreProgress(console, opened.count()) as on_batch:
-        scoring.score(detector, opened, table, "distances", on_batch, root=root)
-    distances, norms = read_distances(table)[1], read_norms(table)
-    detector.calibrate_on(Measured(torch.from_numpy(distances), torch.from_numpy(norms)))
-    first = [detector.preparation(image) for _, image in islice(readable(opened), MAPPED)]
-    detector.fix_colours(torch.stack(first))
-    detector.save(model, weights=False)
-    if table.is_dir():
-        shutil.rmtree(table)
-    else:
-        table.unlink()
-    print_about(detector)
+        calibrate_folder(
+            detector, opened, Path(model), engine=scoring, root=root, on_batch=on_batch
+        )
+    print_about(detector.model)
 
 
 def score(
@@ -192,13 +170,14 @@ def score(
     download: DownloadOption = False,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
-    rows: RowsOption = None,
+    at_once: AtOnceOption = None,
 ) -> None:
     """Score images into a table; a stopped run goes on when the same command is run again.
 
     Exit codes: 0 done, 1 an error, 3 more flagged than --fail-if-flagged allows, 130 interrupted.
     """
-    from liftmap.cli.terminal import ScoreProgress
+    from liftmap.cli.progress import ScoreProgress
+    from liftmap.engines.engine import Engine
 
     if fail_if_flagged is not None and (uncalibrated or not 0 <= fail_if_flagged <= 1):
         raise SettingsError(f"--fail-if-flagged {fail_if_flagged}: need 0 to 1, and decisions")
@@ -207,7 +186,7 @@ def score(
     if report and (uncalibrated or output.suffix.lower() not in tables):
         raise SettingsError("--report: need a .parquet --output, with decisions")
     detector = load_detector(
-        model, method_of(method, steps, attempts, distance), device, precision, rows
+        model, method_of(method, steps, attempts, distance), device, precision, at_once
     )
     opened = open_images(source, root, download, limit)
     to: Upto = "scores" if uncalibrated else "decisions"
@@ -215,10 +194,7 @@ def score(
         summary = scoring.score(
             detector, opened, output, to, on_batch, false_alarms=false_alarms, root=root
         )
-    if as_json:
-        typer.echo(json.dumps(summary.as_json() | {"output": str(output)}))
-    else:
-        _print_summary(summary, output, None if uncalibrated else false_alarms)
+    _print_summary(summary, output, None if uncalibrated else false_alarms, as_json=as_json)
     if report:
         report_on(output, detector, opened, report, false_alarms, opened.name)
     if fail_if_flagged is not None and summary.flagged > fail_if_flagged * summary.scored:
@@ -293,8 +269,13 @@ def _size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _print_summary(summary: "Summary", output: Path, false_alarms: float | None) -> None:
+def _print_summary(
+    summary: "Summary", output: Path, false_alarms: float | None, *, as_json: bool
+) -> None:
     from liftmap.cli.terminal import summary_lines
 
+    if as_json:
+        typer.echo(json.dumps(summary.as_json() | {"output": str(output)}))
+        return
     for line in summary_lines(summary, output, false_alarms):
         console.print(line, highlight=False)

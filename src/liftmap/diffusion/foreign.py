@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.denoiser import Parametrisation, Target
 from liftmap.diffusion.network import check_depth
 from liftmap.diffusion.process import VE, Tabulated
@@ -50,8 +51,8 @@ MOST_STEPS = 100_000  # of the table; published models have 1,000
 TARGETS: dict[str, Target] = {"epsilon": "noise", "v_prediction": "v", "sample": "image"}
 
 
-def read_diffusers(folder: Path) -> dict[str, Any]:
-    """An unconditional diffusers folder as Checkpoint's fields.
+def read_diffusers(folder: Path) -> Checkpoint:
+    """An unconditional diffusers folder.
 
     Images are in [-1, 1] under a table of betas, as DDPMPipeline has them, and in [0, 1] under
     ScoreSdeVeScheduler, whose pipeline clamps its samples to that. Weights become float32.
@@ -65,7 +66,7 @@ def read_diffusers(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder / CONFIG} is missing: {folder} is no model folder")
     unet = _read_unet(root)
     process, by = _read_scheduler(_scheduler_of(folder))
-    return {"unet": unet, "process": process, "by": by, "patch": 1, "about": {}}
+    return Checkpoint(unet, process, by)
 
 
 def _read_unet(root: Path) -> nn.Module:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.denoiser import Parametrisation
 from liftmap.diffusion.process import VP, SubVP
 from liftmap.errors import ModelError, SettingsError
@@ -59,8 +60,8 @@ class Place(NamedTuple):
     name: str
 
 
-def import_score_sde(path: Path, *, sde: Sde = "sub-vp", image_size: int = 32) -> dict[str, Any]:
-    """A ddpm_continuous .pth file as Checkpoint's fields, with its averaged (EMA) weights.
+def import_score_sde(path: Path, *, sde: Sde = "sub-vp", image_size: int = 32) -> Checkpoint:
+    """A ddpm_continuous .pth file with its averaged (EMA) weights.
 
     The file holds weights alone. Taken from score_sde's ddpm_continuous configurations are:
     images in [-1, 1] (data.centered), betas from 0.1 to 20, the network told 999 t, and score =
@@ -98,7 +99,7 @@ def import_score_sde(path: Path, *, sde: Sde = "sub-vp", image_size: int = 32) -
         ) from error
     process = SubVP() if sde == "sub-vp" else VP()
     by = Parametrisation("noise", "scaled")
-    return {"unet": unet.eval(), "process": process, "by": by, "patch": 1, "about": {}}
+    return Checkpoint(unet.eval(), process, by)
 
 
 def plan(layout: Layout) -> list[Place]:

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from liftmap.detector import Detector
-from liftmap.engines.tables import check_format, write_table
+from liftmap.engines.tables import Row, check_format, write_table
 from liftmap.errors import ImageError, OutputError
-from liftmap.files import hold
+from liftmap.files import Run, hold
 from liftmap.images.entry import Entry, Source
+from liftmap.stages.redraw import Measured
 
 Upto = Literal["distances", "scores", "decisions"]
 BINS, ODDEST = 20, 5  # of the summary: p-values' histogram, images named
@@ -119,16 +120,9 @@ def score_source(
         OutputError: the output can't be written, or its journal belongs to another run.
     """
     check_format(output)
-    decide = Decide(detector, to, false_alarms)
-    batch = detector.batch
-    run = {
-        "source": source.name,
-        "method": detector.method.key,
-        "weights": detector.checkpoint.weights_key,
-        "attempts": detector.method.attempts,
-        "batch": batch,
-        **decide.run,
-    }
+    scoring, batch = Scoring(detector, to, false_alarms), detector.batch
+    attempts = detector.method.attempts
+    run = scoring.run(source=source.name, attempts=attempts, batch=batch)
     journal = Journal(output.with_name(output.name + ".part"), run)
     summary = Summary()
     entries = iter(source)
@@ -139,83 +133,97 @@ def score_source(
         on_batch(summary)
         while pending := list(islice(entries, batch)):
             begun = time.monotonic()
-            rows = score_batch(detector, pending, decide)
+            rows = scoring.rows(pending)
             journal.append(file, rows)
             summary.seconds += time.monotonic() - begun
             summary.computed += len(rows)
             for row in rows:
                 summary.count(row)
             on_batch(summary)
-    write_table(journal.rows(), output, list(detector.distances), detector.method.attempts)
+    write_table(journal.rows(), output, list(detector.redraw.distances), attempts)
     journal.path.unlink()
     return summary
 
 
-class Decide:
-    """From images to the table's distances, score, p-value and decision, as far as was asked."""
+class Scoring:
+    """From images to a table's rows: distances, score, p-value and decision, as far as asked."""
 
     def __init__(self, detector: Detector, to: Upto, false_alarms: float) -> None:
-        self._detector, self._to, self._rate = detector, to, false_alarms
-        self._calibration = detector.calibration if to == "decisions" else None
-        self.run: dict[str, Any] = {"to": to, "false_alarms": None, "calibration": None}
-        if self._calibration:
-            self._calibration.threshold(false_alarms)  # refuses a rate it can't support
-            self.run |= {"false_alarms": false_alarms, "calibration": self._calibration.key}
+        """Refuse before the work what can't be done.
+
+        Raises:
+            CalibrationError: no scales or no calibration for this method, or too small for the
+                false-alarm rate.
+        """
+        self.detector, self._to, self._rate = detector, to, false_alarms
+        self._judge = judge = detector.judge
+        self.about: dict[str, Any] = {
+            "method": detector.method.key,
+            "weights": detector.model.checkpoint.weights_key,
+            "to": to,
+            "false_alarms": None,
+            "calibration": None,
+        }
         if to != "distances":
-            rule = detector.rule
-            method = detector.method
-            rule.check(method.distance, norms=method.norms)  # refuses before the work
-            self.run["rule"] = asdict(rule)
-
-    def __call__(self, pixels: Tensor) -> Iterator[dict[str, Any]]:
-        kinds = list(self._detector.distances)
-        blank = [None] * len(pixels)
-        scores, p_values, flags = blank, blank, blank
-        if self._to == "distances":
-            distances, norms = self._detector.measure(pixels)
-            took = [self._detector.method.attempts] * len(pixels)
-        else:
-            found = self._detector.score_pixels(pixels)
-            distances, norms, took = found.distances, found.norms, found.attempts.tolist()
-            scores = found.scores.tolist()
-            if self._calibration:
-                p_values = self._calibration.p_values(found.scores).tolist()
-                flags = self._calibration.is_ood(found.scores, self._rate).tolist()
-        for i, attempts in enumerate(took):
-            by_kind = zip(kinds, distances[i, :attempts].T.tolist(), strict=True)
-            yield {
-                "score": scores[i],
-                "p_value": p_values[i],
-                "is_ood": flags[i],
-                "attempts": attempts,
-                "distances": dict(by_kind),
-                "norms": norms[i].tolist() or None,
+            judge.check()
+            self.about["rule"] = {
+                "scales": None if judge.scales is None else asdict(judge.scales),
+                "surprise": None if judge.surprise is None else asdict(judge.surprise),
+                "settled": judge.settled,
             }
+        if to == "decisions":
+            judge.decides_by.limit(false_alarms)
+            self.about |= {"false_alarms": false_alarms, "calibration": judge.decides_by.key}
 
+    def run(self, **more: Any) -> Run:
+        """What a table of these rows belongs to."""
+        return Run(self.about | more, formerly={"method": self.detector.method.former_key})
 
-def score_batch(detector: Detector, entries: list[Entry], decide: Decide) -> list[dict[str, Any]]:
-    """The table's rows of a few images; one that can't be read costs itself alone."""
-    pixels: list[Tensor] = []
-    reasons: dict[int, str] = {}
-    for i, entry in enumerate(entries):
-        try:
-            pixels.append(detector.preparation(entry.load()))
-        except ImageError as error:
-            reasons[i] = str(error)
-    values = decide(torch.stack(pixels)) if pixels else iter(())
-    empty = dict.fromkeys(("score", "p_value", "is_ood", "attempts", "distances", "norms"))
-    return [
-        {"id": entry.id, **(empty if i in reasons else next(values)), "reason": reasons.get(i)}
-        for i, entry in enumerate(entries)
-    ]
+    def rows(self, entries: list[Entry]) -> list[Row]:
+        """The rows of a few images; one that can't be read costs itself alone."""
+        pixels: list[Tensor] = []
+        reasons: dict[int, str] = {}
+        for i, entry in enumerate(entries):
+            try:
+                pixels.append(self.detector.preparation(entry.load()))
+            except ImageError as error:
+                reasons[i] = str(error)
+        values = self._values(torch.stack(pixels)) if pixels else iter(())
+        empty = dict.fromkeys(("score", "p_value", "is_ood", "attempts", "distances", "norms"))
+        return [
+            {"id": entry.id, **(empty if i in reasons else next(values)), "reason": reasons.get(i)}
+            for i, entry in enumerate(entries)
+        ]
+
+    def _values(self, pixels: Tensor) -> Iterator[Row]:
+        kinds = list(self.detector.redraw.distances)
+        blank = [None] * len(pixels)
+        columns = {"score": blank, "p_value": blank, "is_ood": blank}
+        if self._to == "distances":
+            found = self.detector.measure(pixels)
+        else:
+            scores, *parts = self.detector.score_pixels(pixels)
+            found = Measured(*parts)
+            columns["score"] = scores.tolist()
+            if self._to == "decisions":
+                verdict = self._judge.decide(scores, self._rate)
+                columns["p_value"] = verdict.p_values.tolist()
+                columns["is_ood"] = verdict.is_ood.tolist()
+        for i, attempts in enumerate(found.attempts.tolist()):
+            distances = found.distances[i, :attempts].T.tolist()
+            yield {
+                **{name: column[i] for name, column in columns.items()},
+                "attempts": attempts,
+                "distances": dict(zip(kinds, distances, strict=True)),
+                "norms": found.norms[i].tolist() or None,
+            }
 
 
 class Journal:
     """Finished batches as JSON lines, after a first line that says which run they belong to."""
 
-    def __init__(self, path: Path, run: dict[str, Any]) -> None:
-        self.path = path
-        self.run = json.loads(json.dumps(run))  # as the first line gives it back
+    def __init__(self, path: Path, run: Run) -> None:
+        self.path, self.run = path, run
 
     def open(self) -> TextIO:
         """Open to append; starts the file, or cuts it back to its last whole batch."""
@@ -226,7 +234,7 @@ class Journal:
             if self.path.stat().st_size:
                 self._cut()
             if not self.path.stat().st_size:
-                file.write(json.dumps(self.run) + "\n")
+                file.write(json.dumps(self.run.about) + "\n")
                 file.flush()
             return file
         except OSError as error:
@@ -243,21 +251,16 @@ class Journal:
             for lines, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break
-                if lines % self.run["batch"] == 0:
+                if lines % self.run.about["batch"] == 0:
                     whole = file.tell()
         os.truncate(self.path, whole)
 
     def _check_run(self, header: bytes) -> None:
         try:
             before = json.loads(header)
-            differs = [key for key in self.run if before.get(key) != self.run[key]]
-        except (ValueError, AttributeError):
-            differs = ["its first line"]
-        if differs:
-            raise OutputError(
-                f"{self.path} is of another run ({', '.join(differs)} differ): "
-                "delete it to start anew, or choose another --output"
-            )
+        except ValueError:
+            before = None
+        self.run.check(before, self.path)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows that are in it, one by one."""

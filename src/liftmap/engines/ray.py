@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from liftmap.detector import Detector
-from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.denoiser import Precision
-from liftmap.engines.local import Decide, Summary, Upto, score_batch
+from liftmap.engines.local import Scoring, Summary, Upto
 from liftmap.engines.memory import keep_freed_memory
 from liftmap.engines.tables import read_rows, write_table
 from liftmap.errors import ImageError, MissingExtraError, OutputError, SourceError
 from liftmap.files import atomic_path, held
 from liftmap.images.entry import Entry, Source, part
 from liftmap.images.sources import open_source
+from liftmap.model import Model
 from liftmap.stages.method import Method
 
 PART = 2000  # images that a worker takes at a time
@@ -49,10 +49,10 @@ class Cluster:
 class _Job:
     """All that a worker needs to know; sent to each."""
 
-    checkpoint: Checkpoint
+    model: Model
     method: Method
     precision: Precision | None
-    rows: int
+    at_once: int
     spec: str
     root: Path | None
     output: Path
@@ -90,17 +90,11 @@ def score_on_ray(
         import ray
     except ImportError as error:
         raise MissingExtraError("ray", "ray") from error
-    decide = Decide(detector, to, false_alarms)  # refuses before the work
-    run = {
-        "source": source.name,
-        "images": source.count(),
-        "weights": detector.checkpoint.weights_key,
-        "method": detector.method.key,
-        "images_a_part": images_a_part,
-        **decide.run,
-    }
+    scoring = Scoring(detector, to, false_alarms)  # refuses before the work
+    images = source.count()
+    run = scoring.run(source=source.name, images=images, images_a_part=images_a_part)
     with held(output):
-        _begin(output, run)
+        run.begin(output / "run.json")
         parts, images = _list(source, output / "listing.parquet", images_a_part)
         summary, missing = Summary(), []
         for number in range(parts):
@@ -115,11 +109,10 @@ def score_on_ray(
             ray.init(address=cluster.address, ignore_reinit_error=True, include_dashboard=False)
             cores = int(ray.cluster_resources().get("CPU", 1))
             threads = max(1, cores // cluster.workers)
-            checkpoint, method = detector.checkpoint, detector.method
-            precision, rows = detector.denoiser.precision, detector.rows
+            precision, at_once = detector.denoiser.precision, detector.redraw.at_once
             job = _Job(
-                checkpoint, method, precision, rows, source.name, root, output.absolute(),
-                false_alarms, to, images_a_part, threads,
+                detector.model, detector.method, precision, at_once, source.name, root,
+                output.absolute(), false_alarms, to, images_a_part, threads,
             )  # fmt: skip
             for done in _results(job, missing, cluster):
                 summary.merge(done)
@@ -161,9 +154,9 @@ class _Worker:
         torch.set_num_threads(job.threads)
         self.job = job
         self.detector = Detector(
-            job.checkpoint, method=job.method, precision=job.precision, rows=job.rows
+            job.model, method=job.method, precision=job.precision, at_once=job.at_once
         )
-        self.decide = Decide(self.detector, job.to, job.false_alarms)
+        self.scoring = Scoring(self.detector, job.to, job.false_alarms)
         self.source = open_source(job.spec, root=job.root)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
@@ -177,10 +170,10 @@ class _Worker:
         for first, last in diary.ranges(len(entries), self.detector.batch):
             diary.enter(first, last)
             some = [diary.unless_given_up(first + i, e) for i, e in enumerate(entries[first:last])]
-            rows += score_batch(self.detector, some, self.decide)
+            rows += self.scoring.rows(some)
         path = _part_path(self.job.output, number, self.job.part)
         method = self.detector.method
-        write_table(rows, path, list(self.detector.distances), method.attempts)
+        write_table(rows, path, list(self.detector.redraw.distances), method.attempts)
         diary.close()
         for row in rows:
             summary.count(row)
@@ -259,25 +252,6 @@ class _Diary:
 
 def _give_up() -> Any:
     raise ImageError(f"{CRASHES} workers died at it: given up")
-
-
-def _begin(output: Path, run: dict[str, Any]) -> None:
-    """Note what the parts belong to, or refuse if they belong to something else."""
-    path = output / "run.json"
-    wanted = json.loads(json.dumps(run))
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            differs = [name for name in wanted if before.get(name) != wanted[name]]
-        except (ValueError, AttributeError):
-            differs = [str(path)]
-        if differs:
-            raise OutputError(
-                f"{output} holds another run ({', '.join(differs)} differ): choose another --output"
-            )
-        return
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
 
 
 def _list(source: Source, path: Path, images_a_part: int) -> tuple[int, int]:

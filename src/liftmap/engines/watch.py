@@ -8,30 +8,25 @@ read back from them.
 
 import json
 import os
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 from liftmap.detector import Detector
 from liftmap.engines.drift import DriftTest
-from liftmap.engines.local import Decide, score_batch
+from liftmap.engines.local import Scoring
 from liftmap.engines.tables import Row, read_rows, write_table
-from liftmap.errors import MissingExtraError, OutputError, SourceError
+from liftmap.errors import MissingExtraError, OutputError
 from liftmap.files import hold
 from liftmap.images.entry import Entry
-from liftmap.images.folders import load_file
-from liftmap.images.sources import open_source
 
 PART = 10_000  # rows a Parquet file
 REWRITE = 60.0  # seconds after which the last part is written anew, at most
-TOGETHER = 0.5  # seconds that names from a pipe are gathered for
 
 
 @dataclass
@@ -62,14 +57,10 @@ class Watch:
             CalibrationError: no calibration for this method, or too small for the rate.
         """
         self.detector, self.folder = detector, folder
-        self._decide = Decide(detector, "decisions", false_alarms)
-        self._test = DriftTest(detector.calibration.scores, run=run, seed=detector.method.seed)
-        self._about = {
-            "weights": detector.checkpoint.weights_key,
-            "method": detector.method.key,
-            "run": run,
-            **self._decide.run,
-        }
+        self._scoring = Scoring(detector, "decisions", false_alarms)
+        scores = detector.judge.decides_by.scores
+        self._test = DriftTest(scores, run=run, seed=detector.method.seed)
+        self._run = self._scoring.run(run=run)
         self.seen = Watched(run)
         self.ids: set[str] = set()
         self._rows: list[Row] = []  # of the last part
@@ -110,14 +101,14 @@ class Watch:
 
     def score(self, entries: list[Entry]) -> None:
         """Score them all at once, and add them."""
-        self._append(score_batch(self.detector, entries, self._decide))
+        self._append(self._scoring.rows(entries))
 
     def rewrite(self) -> None:
         """Write the last part, which is in the journal already, as Parquet."""
         self._written = time.monotonic()
         if self._rows:
             path = self.folder / f"part-{self._first:09}.parquet"
-            kinds = list(self.detector.distances)
+            kinds = list(self.detector.redraw.distances)
             write_table(self._rows, path, kinds, self.detector.method.attempts)
 
     def rewrite_if_late(self) -> None:
@@ -151,16 +142,12 @@ class Watch:
         self.ids.add(row["id"])
         self.seen.images += 1
         self.seen.skipped += row["reason"] is not None
-        self.seen.flagged += bool(row["p_value"] and row["p_value"] <= self._rate)
+        self.seen.flagged += bool(row["is_ood"])
         if row["score"] is not None and self._test.update(row["score"]):
             self.seen.alarms += 1
             if self.seen.alarms > told:
                 self._tell(row["id"])
         self.seen.evidence = self._test.evidence
-
-    @property
-    def _rate(self) -> float:
-        return float(self._about["false_alarms"]) + 1e-12
 
     def _tell(self, id: str) -> None:
         line = {"image": self.seen.images, "id": id, "time": datetime.now(UTC).isoformat()}
@@ -204,31 +191,20 @@ class Watch:
             os.truncate(self._journal.name, whole)
         try:
             header, rows = json.loads(lines[0]), [json.loads(line) for line in lines[1:]]
-            differs = [key for key, value in self._same.items() if header["about"][key] != value]
-            first = int(header["first"])
+            about, first = header["about"], int(header["first"])
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(
                 f"{self._journal.name} is damaged ({error}): choose another --output"
             ) from error
-        if differs:
-            raise OutputError(
-                f"{self.folder} was begun with another model, method or rate ({', '.join(differs)} "
-                "differ): choose another --output"
-            )
+        self._run.check(about, self.folder)
         return first, rows
-
-    @property
-    def _same(self) -> dict[str, Any]:
-        """What must be as it was, in the form that the journal gives back."""
-        same: dict[str, Any] = json.loads(json.dumps(self._about))
-        return same
 
     def _begin(self, first: int) -> None:
         """Begin the journal of a new part."""
         self._first, self._rows = first, []
         try:
             os.truncate(self._journal.name, 0)
-            self._journal.write(json.dumps({"first": first, "about": self._about}) + "\n")
+            self._journal.write(json.dumps({"first": first, "about": self._run.about}) + "\n")
             self._flush()
         except OSError as error:
             raise self._unwritable(error) from error
@@ -274,77 +250,6 @@ def watch(
                 on_batch(watching.seen)
             watching.rewrite_if_late()
     return watching.seen
-
-
-def from_folder(
-    folder: Path, stop: threading.Event, *, every: float = 2.0, settle: float = 1.0
-) -> Iterator[list[Entry]]:
-    """All images of a folder by their files' times, again and again until told to stop.
-
-    Args:
-        every: seconds between looks.
-        settle: a file that was changed within so many seconds may still be being written. One whose
-            time lies ahead, as after the clock was set back, waits as long unchanged.
-    """
-    waiting: dict[str, tuple[float, float]] = {}  # a file's time, and since when it has that one
-    while not stop.is_set():
-        settled = time.time() - settle
-        found = []
-        try:
-            for entry in open_source(folder):
-                changed = _changed(folder / entry.id)
-                if changed is None:
-                    continue
-                if changed <= settled or _waited(waiting, entry.id, changed, settle):
-                    found.append((changed, entry.id, entry))
-        except SourceError:
-            if not folder.is_dir():
-                raise
-        yield [entry for _, _, entry in sorted(found, key=lambda item: item[:2])]
-        stop.wait(every)
-
-
-def _waited(
-    waiting: dict[str, tuple[float, float]], id: str, changed: float, settle: float
-) -> bool:
-    """Whether a file has kept its time for so many seconds of a clock that nobody sets."""
-    known = waiting.get(id)
-    if known is None or known[0] != changed:
-        known = waiting[id] = (changed, time.monotonic())
-    return time.monotonic() - known[1] >= settle
-
-
-def _changed(path: Path) -> float | None:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return None  # gone again
-
-
-def from_lines(lines: Iterable[str], stop: threading.Event) -> Iterator[list[Entry]]:
-    """Images whose paths come as lines, as from `find` or a message queue's client."""
-    waiting: queue.Queue[str | None] = queue.Queue(maxsize=PART)
-
-    def read() -> None:
-        for line in lines:
-            waiting.put(line.rstrip("\n"))
-        waiting.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    ended = False
-    while not ended and not stop.is_set():
-        found, until = [], time.monotonic() + TOGETHER
-        while (left := until - time.monotonic()) > 0:
-            try:
-                path = waiting.get(timeout=left)
-            except queue.Empty:
-                break
-            if path is None:
-                ended = True
-                break
-            if path:
-                found.append(Entry(path, partial(load_file, Path(path))))
-        yield found
 
 
 def expose(port: int) -> Callable[[Watched], None]:

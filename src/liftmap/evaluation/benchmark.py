@@ -21,7 +21,6 @@ import torch
 
 import liftmap
 from liftmap.baselines.base import LEARNT, Baseline
-from liftmap.diffusion.checkpoints import Checkpoint, load_checkpoint
 from liftmap.errors import (
     CalibrationError,
     ImageError,
@@ -30,11 +29,11 @@ from liftmap.errors import (
 from liftmap.evaluation.entrants import Entrant
 from liftmap.evaluation.metrics import evaluate_scores
 from liftmap.files import atomic_path
-from liftmap.fitting import HoldOut
 from liftmap.images.entry import Source
 from liftmap.images.prepare import Preparation
 from liftmap.images.sources import SLICE
 from liftmap.images.store import PreparedImages, store_source
+from liftmap.model import Model
 from liftmap.scorer import Scorer
 
 
@@ -156,7 +155,7 @@ class Participant:
     def scorer(self) -> Scorer:
         """The method, ready to score."""
         if self._scorer is None:
-            self._scorer = self.entrant.make(load_checkpoint(self.task.model), self.seed)
+            self._scorer = self.entrant.make(Model.load(self.task.model), self.seed)
             self._teach(self._scorer)
         return self._scorer
 
@@ -176,7 +175,7 @@ class Participant:
         if isinstance(scorer, Baseline) and (kept / LEARNT).exists():
             scorer.read_learnt(kept)
             return
-        train, held_out = training_split(self._prepared(p), load_checkpoint(self.task.model))
+        train, held_out = Model.load(self.task.model).trained_split(self._prepared(p))
         scorer.learn(train, held_out, on_batch=self._on_batch())
         if isinstance(scorer, Baseline):
             scorer.save_learnt(kept)
@@ -204,26 +203,6 @@ class Participant:
         return on_batch
 
 
-def training_split(
-    images: PreparedImages, checkpoint: Checkpoint
-) -> tuple[PreparedImages, PreparedImages]:
-    """(trained on, held out) as the model's own training parted the same images.
-
-    Raises:
-        ModelError: the model has no record of its training.
-    """
-    try:
-        training = checkpoint.about["training"]
-        # models from before there was a least have none
-        hold_out = HoldOut(**({"least": 0} | training["hold_out"]))
-        return images.hold_out(hold_out.count(len(images)), seed=training["settings"]["seed"])
-    except (KeyError, TypeError) as error:
-        raise ModelError(
-            f"the model does not say which images its training held out ({error}): "
-            "train it with liftmap"
-        ) from error
-
-
 def _data_key(source: Source) -> list[Any]:
     """What tells a source's images from others: a file's content, wherever it lies, or the name."""
     sliced = SLICE.fullmatch(source.name)
@@ -245,9 +224,11 @@ def _content_key(file: Path, size: int, changed: int) -> str:
 
 def _model_key(model: str) -> list[str]:
     """What tells a model from others: its weights, and what its folder says, calibrations too."""
-    checkpoint = load_checkpoint(model)
-    about = json.dumps(checkpoint.about, sort_keys=True)
-    return [checkpoint.weights_key, hashlib.sha256(about.encode()).hexdigest()]
+    loaded = Model.load(model)
+    judges = sorted(
+        (key, judge.calibration.key) for key, judge in loaded.judges.items() if judge.calibration
+    )
+    return [loaded.checkpoint.weights_key, json.dumps(judges)]
 
 
 def _write_cell(cell: Cell, path: Path, source: str) -> None:

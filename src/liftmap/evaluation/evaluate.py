@@ -1,15 +1,24 @@
 """Scores of an in-domain and several OOD sources as evaluation.json, ROC plot and histogram."""
 
 import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from liftmap.detector import Detector
+from liftmap.engines.engine import Engine
+from liftmap.engines.local import Summary
+from liftmap.engines.tables import read_scores
 from liftmap.evaluation.metrics import evaluate_scores
 from liftmap.evaluation.plots import draw_histogram, draw_roc
 from liftmap.files import atomic_path
+from liftmap.images.entry import Source
+
+Progress = Callable[[Source], AbstractContextManager[Callable[[Summary], None]]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,45 @@ class Compared:
     computed: int = 0
     seconds: float = 0.0
     skipped: int = 0
+
+
+def evaluate_sources(
+    detector: Detector,
+    sources: Sequence[Source],
+    folder: Path,
+    *,
+    name: str,
+    progress: Progress,
+    engine: Engine | None = None,
+    root: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Score an in-domain source and others, which are not, and compare; give the records.
+
+    Args:
+        name: of the method, in the records.
+        progress: opens what shows how far a source is scored.
+        root: the folder of torchvision's data sets, for workers that open a source again.
+
+    Raises:
+        as `score_source` and `write_evaluation`.
+    """
+    engine, compared = engine or Engine(), []
+    for number, source in enumerate(sources):
+        table = engine.table(folder, f"scores-{number}-{_slug(source.name)}")
+        with progress(source) as on_batch:
+            done = engine.score(detector, source, table, "scores", on_batch, root=root)
+        spent = detector.method.evaluations_of(done.attempts_an_image)
+        scores = read_scores(table)
+        compared.append(
+            Compared(source.name, scores, spent, done.computed, done.seconds, done.skipped)
+        )
+    return write_evaluation(compared, folder, name)
+
+
+def _slug(name: str) -> str:
+    """A source's name as part of a file name."""
+    tail = name.rstrip("/").rsplit("/", 1)[-1]
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in tail).strip("-") or "source"
 
 
 def write_evaluation(compared: list[Compared], folder: Path, method: str) -> list[dict[str, Any]]:

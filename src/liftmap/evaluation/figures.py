@@ -287,7 +287,7 @@ def _uncalibrated(method: Method) -> Method:
 
 def _distances(detector: Detector, source: Source, folder: Path, tools: Tools) -> np.ndarray:
     """(n, attempts, kinds) of a source's images, kept in a table named after its making."""
-    key = f"{detector.checkpoint.weights_key[:8]}-{detector.method.key[:8]}-{source.count()}"
+    key = f"{detector.model.checkpoint.weights_key[:8]}-{detector.method.key[:8]}-{source.count()}"
     return tools.measure(detector, source, folder / "distances" / f"{_short(source)}-{key}.parquet")
 
 

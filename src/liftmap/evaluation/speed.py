@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from liftmap.detector import Detector
 from liftmap.diffusion.denoiser import Precision
 from liftmap.errors import CalibrationError, SettingsError
+from liftmap.images.entry import Source, take
 from liftmap.stages.method import Method
 
 MOST_STEPS = 50  # of a longer method's path only so many steps are timed, unless it is timed whole
@@ -49,10 +50,21 @@ def matrix_peak(device: torch.device, precision: Precision, *, rounds: int = 5) 
 
 def network_flops(detector: Detector) -> float:
     """Floating-point operations of one network evaluation of one image: convolutions, matrices."""
-    x = torch.zeros(1, *detector.checkpoint.image_shape, device=detector.device)
+    x = torch.zeros(1, *detector.model.checkpoint.image_shape, device=detector.device)
     with FlopCounterMode(display=False) as counter:
         detector.denoiser(x, 0.5)
     return float(counter.get_total_flops())
+
+
+def sample_pixels(
+    detector: Detector, source: Source | None, count: int
+) -> UInt8[Tensor, "b c h w"]:
+    """Prepared images to time on: those of a source, or noise."""
+    if source is not None:
+        return torch.stack([detector.preparation(entry.load()) for entry in take(source, count)])
+    shape = (count, *detector.model.checkpoint.image_shape)
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
 
 
 def measure_speed(
@@ -99,10 +111,9 @@ def latency(
 
     As a service would: images that look normal stop early if the model is calibrated for it.
     """
-    method = detector.method
     score: Callable[[Tensor], object] = detector.score_pixels
     try:
-        detector.rule.check(method.distance, norms=method.norms)
+        detector.judge.check()
     except CalibrationError:
         score = detector.measure
     score(pixels[:1])
@@ -127,11 +138,11 @@ def _speed(detector: Detector, timed: Detector, seconds: float, megabytes: float
 
 def _with(detector: Detector, method: Method) -> Detector:
     return Detector(
-        detector.checkpoint,
+        detector.model,
         method=method,
         device=detector.device,
         precision=detector.denoiser.precision,
-        rows=detector.rows,
+        at_once=detector.redraw.at_once,
     )
 
 

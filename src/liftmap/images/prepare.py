@@ -6,6 +6,7 @@ be stored, hashed and compared exactly.
 
 import io
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -183,6 +184,15 @@ def _plain(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, over).convert("L" if grey else "RGB")
     return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def as_list(pictures: Picture | Iterable[Picture]) -> list[Picture]:
+    """One or many pictures as a list; a 4-D array or tensor is a batch."""
+    if isinstance(pictures, np.ndarray | Tensor):
+        return list(pictures) if pictures.ndim == 4 else [pictures]
+    if isinstance(pictures, str | Path | bytes | Image.Image):
+        return [pictures]
+    return list(pictures)
 
 
 def to_model_range(pixels: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]:

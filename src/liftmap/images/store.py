@@ -1,6 +1,7 @@
 """Prepared images on disk: one pass over any source, then random access in flat memory."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,35 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from liftmap.errors import ImageError, SourceError
+from liftmap.errors import ImageError, SettingsError, SourceError
 from liftmap.files import atomic_path
 from liftmap.images.entry import Source
 from liftmap.images.prepare import Preparation, to_model_range
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """Images kept from training for calibration.
+
+    share: of all images. least: no fewer than so many, as long as those are at most a fifth of all;
+    the 125 support a false-alarm rate of 1%. most: at most so many, since each costs a score.
+    """
+
+    share: float = 0.05
+    most: int = 2000
+    least: int = 125
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1 or self.most < 0 or self.least < 0:
+            raise SettingsError(
+                f"hold-out share={self.share}, most={self.most}, least={self.least}: "
+                "need 0 <= share < 1, most >= 0 and least >= 0"
+            )
+
+    def count(self, images: int) -> int:
+        """How many of so many images are kept; none if the share is 0."""
+        floor = min(self.least, images // 5) if self.share else 0
+        return min(self.most, max(floor, round(self.share * images)))
 
 
 class PreparedImages:

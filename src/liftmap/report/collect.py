@@ -10,19 +10,21 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from PIL import Image
 
 from liftmap.detector import Detector
 from liftmap.errors import ImageError, SettingsError
 from liftmap.images.entry import Source
-from liftmap.stages.calibrate import Calibration
+from liftmap.stages.calibrate import Calibration, largest_flagged
 from liftmap.stages.explanation import Explanation, draw_explanations, in_words
 
 SHOWN = 24  # images in the gallery
 THUMBNAIL = 96  # pixels a side
 WINDOWS = 40  # of the chart over the table's order, at most
 SMALLEST_WINDOW = 50  # images
+STEPS = 200  # of the slider, a tenth of a percent each
 POINTS = 200  # of a ROC curve, at most
 
 Scores = Float[np.ndarray, " _"]
@@ -63,6 +65,8 @@ class Page:
     rows: (id, score, p-value, attempts) of each scored image, in the table's order.
     skipped: (id, reason). windows: (first row, images, flagged, low, high), the last two the 95%
     interval of how many are flagged when all are in-domain.
+    limit: the largest p-value that is flagged at the rate. limits: at each tenth of a percent, for
+    the page's slider.
     chance: the chance that as many or more are flagged when all images are in-domain.
     """
 
@@ -71,6 +75,8 @@ class Page:
     rows: list[tuple[str, float, float, int]]
     skipped: list[tuple[str, str]]
     calibration: list[float]
+    limit: float
+    limits: list[float]
     expected: tuple[float, float]
     chance: float
     windows: list[tuple[int, int, int, float, float]]
@@ -80,8 +86,8 @@ class Page:
 
     @property
     def flagged(self) -> int:
-        """Images whose p-value is at most the rate."""
-        return sum(row[2] <= self.rate + 1e-12 for row in self.rows)
+        """Images that are flagged at the page's rate."""
+        return sum(row[2] <= self.limit for row in self.rows)
 
     def as_json(self) -> dict[str, Any]:
         """What the page's script reads."""
@@ -122,9 +128,9 @@ def collect(
             raise SettingsError("the table has no p-values: score without --uncalibrated")
         else:
             rows.append((row["id"], row["score"], row["p_value"], row["attempts"]))
-    calibration = detector.calibration
-    calibration.threshold(rate)  # refuses a rate that it can't support
-    flags = np.array([row[2] <= rate + 1e-12 for row in rows], dtype=bool)
+    calibration = detector.judge.decides_by
+    p_values = torch.tensor([row[2] for row in rows], dtype=torch.float64)
+    flags = calibration.flagged(p_values, rate).numpy()
     low, high = interval(calibration, rate, len(rows))
     order = sorted(range(len(rows)), key=lambda i: (rows[i][2], -rows[i][1]))[:shown]
     gallery = []
@@ -136,6 +142,8 @@ def collect(
         rows=rows,
         skipped=skipped,
         calibration=list(calibration.scores),
+        limit=calibration.limit(rate),
+        limits=[largest_flagged(step / 1000) for step in range(1, STEPS + 1)],
         expected=(low, high),
         chance=chance(calibration, rate, len(rows), int(flags.sum())),
         windows=windows(calibration, rate, flags),
@@ -185,7 +193,7 @@ def _flags(calibration: Calibration, rate: float, images: int) -> Any:
     from scipy.stats import betabinom
 
     known = len(calibration.scores)
-    k = int(rate * (known + 1) + 1e-9)
+    k = calibration.allowed(rate)
     return betabinom(images, k, known + 1 - k)
 
 
@@ -270,15 +278,16 @@ def _data_url(data: bytes, kind: str) -> str:
 
 def _settings(detector: Detector) -> dict[str, str]:
     """The model and the method in a few lines."""
-    method, training = detector.method, detector.checkpoint.about.get("training", {})
-    preparation = detector.preparation
+    method, model, preparation = detector.method, detector.model, detector.preparation
     channels = "grey" if preparation.channels == 1 else "RGB"
+    training = model.training
+    trained = f"{training.images} of {training.source}" if training else model.trained_on
     return {
         "images are taken as": f"{preparation.height}x{preparation.width} {channels}",
-        "model trained on": f"{training.get('images', '?')} of {training.get('source', 'unknown')}",
-        "calibrated on": f"{len(detector.calibration.scores)} held-out images",
+        "model trained on": trained,
+        "calibrated on": f"{len(detector.judge.decides_by.scores)} held-out images",
         "sampler": f"{method.sampler.name}, {method.sampler.steps} steps",
         "attempts": f"at most {method.attempts}",
         "distance": method.distance,
-        "weights": detector.checkpoint.weights_key,
+        "weights": model.checkpoint.weights_key,
     }

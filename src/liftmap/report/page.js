@@ -2,9 +2,10 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const PAGE = 100;
-let rate = data.rate, first = 0;
+let rate = data.rate, limit = data.limit, first = 0;
 
-const flaggedAt = (p) => p <= rate + 1e-12;
+// which p-values are flagged is the calibration's to say: `limits` has its answer at each step
+const flaggedAt = (p) => p <= limit;
 
 function element(name, attributes, text) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -26,7 +27,7 @@ function counts(values, low, width, bins) {
 
 // the score at which the p-value crosses the rate: the k-th highest calibration score
 function threshold() {
-  const sorted = data.calibration, k = Math.floor(rate * (sorted.length + 1) + 1e-9);
+  const sorted = data.calibration, k = Math.floor(limit * (sorted.length + 1));
   return k < 1 ? Infinity : sorted[sorted.length - k];
 }
 
@@ -136,7 +137,11 @@ function decide() {
   drawTable();
 }
 
-at("rate").addEventListener("input", (event) => { rate = event.target.value / 100; first = 0; decide(); });
+at("rate").addEventListener("input", (event) => {
+  const step = Math.round(10 * event.target.value);
+  rate = step / 1000; limit = data.limits[step - 1]; first = 0;
+  decide();
+});
 for (const id of ["which", "find", "sort"]) at(id).addEventListener("input", () => { first = 0; drawTable(); });
 at("filters").addEventListener("submit", (event) => event.preventDefault());
 at("previous").addEventListener("click", () => { first -= PAGE; drawTable(); });

@@ -26,7 +26,6 @@ class OneScore(NamedTuple):
     """What is said of one image."""
 
     score: float
-    p_value: float
     attempts: int
 
 
@@ -151,13 +150,8 @@ class Batcher:
 
     def _score(self, images: list[Tensor]) -> list[OneScore]:
         found = self.detector.score_pixels(torch.stack(images))
-        p_values = self.detector.calibration.p_values(found.scores)
-        return [
-            OneScore(score, p, attempts)
-            for score, p, attempts in zip(
-                found.scores.tolist(), p_values.tolist(), found.attempts.tolist(), strict=True
-            )
-        ]
+        pairs = zip(found.scores.tolist(), found.attempts.tolist(), strict=True)
+        return [OneScore(score, attempts) for score, attempts in pairs]
 
     def _answer(
         self,

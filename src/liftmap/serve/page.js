@@ -1,6 +1,7 @@
 const at = (id) => document.getElementById(id);
 const EXPLAINED = "original, two hidden halves with their redraws, and a distance map";
 const judged = [];
+let limits = []; // the largest p-value flagged at each tenth of a percent, as the calibration says
 const headers = () => (at("key").value ? { "X-API-Key": at("key").value } : {});
 
 function make(tag, attributes, ...inside) {
@@ -13,7 +14,7 @@ function decide() {
   const rate = Number(at("rate").value);
   at("rate-shown").textContent = `${rate.toFixed(1)}%`;
   for (const { result, place } of judged) {
-    const odd = result.p_value <= rate / 100 + 1e-12;
+    const odd = result.p_value <= limits[Math.round(10 * rate) - 1];
     place.textContent = odd ? "out-of-distribution" : "in-domain";
     place.className = odd ? "odd" : "calm";
   }
@@ -116,6 +117,7 @@ async function about() {
   at("about").textContent = model.ok ? "" : await told(model);
   if (!model.ok) return;
   const known = await model.json();
+  limits = known.limits;
   at("about").textContent = `Normal is what the model has learnt: ${known.trained_on}.`;
   at("rate").min = Math.max(0.1, Math.ceil(1000 * known.smallest_false_alarms) / 10);
   at("rate").value = 100 * known.false_alarms;

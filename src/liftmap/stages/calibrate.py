@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,10 +13,16 @@ from torch import Tensor
 
 from liftmap.errors import CalibrationError, SettingsError
 
+# a rate so little below a p-value counts as it: 0.1 * 0.7 is a float just below 7%
+ROUNDING = Fraction(1, 10**12)
+
 
 @dataclass(frozen=True)
 class Calibration:
     """Split-conformal calibration: n scores of in-domain images that were not trained on.
+
+    An image is flagged when its p-value is at most the false-alarm rate. This class is the only
+    place that compares the two: every table, page and answer takes its decisions from it.
 
     The guarantee: if a new image and the n calibration images are exchangeable (independent draws
     from one distribution are), then its p-value,
@@ -63,10 +70,14 @@ class Calibration:
         """
         return cls(tuple(sorted(float(score) for score in scores)))
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A name for exactly these scores: decisions made with others are not to be mixed."""
         return hashlib.sha256(repr(self.scores).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _sorted(self) -> Float[Tensor, " n"]:
+        return torch.tensor(self.scores, dtype=torch.float64)
 
     @staticmethod
     def needed(false_alarms: float) -> int:
@@ -78,9 +89,7 @@ class Calibration:
         Raises:
             SettingsError: the rate is not in (0, 1).
         """
-        count = max(1, math.ceil(1 / _exact(false_alarms)) - 1)
-        # as in `_allowed`: one fewer will do if its p-value rounds to the rate
-        return count - 1 if count > 1 and 1 / count <= false_alarms else count
+        return max(1, math.ceil(1 / _exact(false_alarms)) - 1)
 
     def p_values(self, scores: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Conformal p-values in (0, 1], float64, on the CPU: small = unlike the calibration images.
@@ -91,28 +100,51 @@ class Calibration:
         scores = scores.double().cpu().contiguous()
         if scores.isnan().any():
             raise SettingsError(f"{int(scores.isnan().sum())} scores are NaN: they have no p-value")
-        known = torch.tensor(self.scores, dtype=torch.float64)
-        below = torch.searchsorted(known, scores)
-        return (1 + len(known) - below).double() / (len(known) + 1)
+        below = torch.searchsorted(self._sorted, scores)
+        return (1 + len(self.scores) - below).double() / (len(self.scores) + 1)
 
-    def threshold(self, false_alarms: float) -> float:
-        """The k-th largest calibration score: p <= false_alarms exactly for the scores above it.
+    def allowed(self, false_alarms: float) -> int:
+        """k = floor(rate (n + 1)): an image is flagged if fewer than k scores are as high as its.
 
         Raises:
             SettingsError: the rate is not in (0, 1).
-            CalibrationError: too few scores for it; the message says how many are needed.
+            CalibrationError: k is 0, too few scores; the message says how many are needed.
         """
-        return self.scores[len(self.scores) - self._allowed(false_alarms)]
+        count = len(self.scores)
+        k = math.floor(_exact(false_alarms) * (count + 1))
+        if k < 1:
+            raise CalibrationError(
+                f"a false-alarm rate of {false_alarms:g} needs at least {self.needed(false_alarms)}"
+                f" calibration images, there are {count}: calibrate on more, or ask for "
+                f"1/{count + 1} ({1 / (count + 1):.4g}) or more"
+            )
+        return min(k, count)
 
-    def is_ood(self, scores: Float[Tensor, " b"], false_alarms: float) -> Bool[Tensor, " b"]:
-        """Whether p <= false_alarms, on the CPU; raises as `threshold` and `p_values` do.
+    def limit(self, false_alarms: float) -> float:
+        """The largest p-value that is flagged at this rate; raises as `allowed` does.
+
+        >>> calibration = Calibration.from_scores(map(float, range(99)))
+        >>> 7 / 100 <= calibration.limit(0.1 * 0.7) < 8 / 100
+        True
+        """
+        self.allowed(false_alarms)
+        return largest_flagged(false_alarms)
+
+    def flagged(self, p_values: Float[Tensor, " b"], false_alarms: float) -> Bool[Tensor, " b"]:
+        """Which p-values are at most the rate; raises as `allowed` does.
 
         >>> calibration = Calibration.from_scores(map(float, range(19)))
-        >>> calibration.is_ood(torch.tensor([18.0, 18.5]), false_alarms=0.05).tolist()
-        [False, True]
+        >>> calibration.flagged(torch.tensor([0.05, 0.1]).double(), 0.05).tolist()
+        [True, False]
         """
-        self._allowed(false_alarms)
-        return self.p_values(scores) <= false_alarms
+        return p_values <= self.limit(false_alarms)
+
+    def threshold(self, false_alarms: float) -> float:
+        """The k-th largest calibration score: flagged are the scores above it.
+
+        Raises as `allowed` does.
+        """
+        return self.scores[len(self.scores) - self.allowed(false_alarms)]
 
     def false_alarm_interval(
         self, false_alarms: float, confidence: float = 0.95
@@ -123,33 +155,28 @@ class Calibration:
         independent images and scores without ties; with ties the upper end still holds.
 
         Raises:
-            SettingsError: the confidence is not in (0, 1), and as `threshold` does.
+            SettingsError: the confidence is not in (0, 1), and as `allowed` does.
         """
         from scipy.stats import beta
 
         if not 0 < confidence < 1:
             raise SettingsError(f"confidence {confidence}: need more than 0 and less than 1")
-        k, tail = self._allowed(false_alarms), (1 - confidence) / 2
+        k, tail = self.allowed(false_alarms), (1 - confidence) / 2
         low, high = beta.ppf([tail, 1 - tail], k, len(self.scores) + 1 - k)
         return float(low), float(high)
 
-    def _allowed(self, false_alarms: float) -> int:
-        """The largest k whose p-value k / (n + 1), as computed in float64, is within the rate."""
-        count = len(self.scores)
-        k = math.floor(_exact(false_alarms) * (count + 1))
-        if (k + 1) / (count + 1) <= false_alarms:  # k + 1 over n + 1 rounds to the rate: 1/3 of 3
-            k += 1
-        if k < 1:
-            raise CalibrationError(
-                f"a false-alarm rate of {false_alarms:g} needs at least {self.needed(false_alarms)}"
-                f" calibration images, there are {count}: calibrate on more, or ask for "
-                f"1/{count + 1} ({1 / (count + 1):.4g}) or more"
-            )
-        return k
+
+def largest_flagged(false_alarms: float) -> float:
+    """The largest p-value that is flagged at a rate, whatever the calibration: the rate itself.
+
+    Raises:
+        SettingsError: the rate is not in (0, 1).
+    """
+    return float(_exact(false_alarms))
 
 
 def _exact(false_alarms: float) -> Fraction:
-    """The rate as the fraction that its float stands for, so that products don't round."""
+    """The rate as a fraction, so that products don't round; raised by what floats lose."""
     if not 0 < false_alarms < 1:
         raise SettingsError(f"false-alarm rate {false_alarms}: need more than 0 and less than 1")
-    return Fraction(float(false_alarms))
+    return Fraction(float(false_alarms)) * (1 + ROUNDING)

@@ -4,24 +4,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from liftmap.files import atomic_path
 
+CALM = 0.999  # share of in-domain pixels that are drawn in the darker half of the colours
+
 
 @dataclass(frozen=True)
 class Explanation:
     """One image's score, taken apart.
 
-    original: (c, h, w) in [-1, 1]; hidden: (attempts, 1, h, w), True = redrawn;
-    redraws: (attempts, c, h, w) in about [-1, 1]; maps: (attempts, kinds, h, w), each distance by
-    pixel; evidence: (attempts,), the distance, or of several the strongest on its
-    scale: the score is the aggregate of all of it, or of as much as it took to settle the image;
-    surprise: how unusual the norms of the score are, in spreads above what is usual: their share
-    of the score; None if the method doesn't ask; p_value: None without a calibration for it;
-    map_top: what is drawn as the brightest distance, so that pictures of different images compare;
+    original: the image, in [-1, 1]. hidden: what each attempt hid; True = redrawn.
+    redraws: what each attempt drew, in about [-1, 1]. maps: each distance by pixel.
+    evidence: what each attempt says. The score is the aggregate of all of it, or of as much as it
+    took to settle the image.
+    surprise: the noise norms' share of the score; None if the method doesn't ask for them.
+    p_value: None without a calibration for the method.
+    map_top: the distance that is drawn brightest, so that pictures of different images compare;
     None without a calibration.
     """
 
@@ -49,7 +52,7 @@ class Explanation:
         """What redraws and norms add to the score, in brackets; nothing if there are no norms."""
         if self.surprise is None:
             return ""
-        return f" (redraws {self.score - self.surprise:+.1f}, score norms {self.surprise:+.1f})"
+        return f" (redraws {self.score - self.surprise:+.1f}, noise norms {self.surprise:+.1f})"
 
     @property
     def words(self) -> str:
@@ -64,6 +67,15 @@ class Explanation:
     def typical(self) -> int:
         """The attempt whose evidence is nearest the score."""
         return int((self.evidence - self.score).abs().argmin())
+
+
+def brightest(usual: list[Explanation]) -> float:
+    """Which distance is drawn brightest in all maps of a method, from in-domain images' maps.
+
+    It is twice the quantile CALM of their pixels: a normal image then looks calm.
+    """
+    maps = torch.stack([explanation.distance_map for explanation in usual])
+    return 2 * float(np.quantile(maps.numpy(), CALM))
 
 
 def in_words(p_value: float) -> str:

@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from liftmap.diffusion.noise_norms import LEVELS
 from liftmap.diffusion.samplers import SamplerSettings
 from liftmap.errors import SettingsError
+from liftmap.settings import settings_key
 from liftmap.stages.inpaint import Resampling, evaluations
 from liftmap.stages.masks import MaskSettings
 
+PAIR = 2  # attempts between two looks at a score: the alternating mask then hid every pixel
 # sampler, steps, start, attempts, distance and early stop come from docs/results/steps.md
 SEVEN = SamplerSettings("renoise", steps=7, spacing="quadratic", start=0.5)
 FIVE = SamplerSettings("renoise", steps=5, spacing="quadratic", start=0.5)
@@ -21,13 +25,12 @@ class Method:
 
     noised_to: None lifts by masking; a noise time in (0, 1] lifts by noising to it (section 3.4.4).
     distance: a name, or several joined by "+": an attempt then counts by the one that stands out
-        most, each on the scale of in-domain images (`aggregate.Scales`).
-    norms: also count how usual the norms of the score are at ten noise levels, on the scale of
-        in-domain images, added to every attempt's evidence (Mahmood et al. 2021; the model's
-        `density`).
+        most, each on the scale of in-domain images (`scales.Scales`).
+    norms: also count how usual the noise norms are, on the scale of in-domain images. What they
+        say is added to every attempt's evidence (Mahmood et al. 2021; the model's `density`).
     early_stop: an image takes no more attempts once its score so far is below this quantile of
-        in-domain scores, looked at after each pair (`aggregate.until_settled`); None for all
-        attempts. Only a calibration says where the quantile lies; without one all are taken.
+        in-domain scores, looked at after each pair; None for all attempts. Only a calibration says
+        where the quantile lies; without one all are taken.
     seed: the user's own; noise depends on it and on the image alone.
     """
 
@@ -66,10 +69,36 @@ class Method:
         return max(1, round(evaluations(self.sampler, self.resampling) * share))
 
     @property
+    def looks(self) -> Sequence[int]:
+        """The numbers of attempts after which an image is looked at, and may take no more."""
+        return () if self.early_stop is None else range(PAIR, self.attempts, PAIR)
+
+    @property
     def key(self) -> str:
         """A name for exactly these settings; a calibration holds for its own method only."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        return settings_key(self)
+
+    @property
+    def former_key(self) -> str:
+        """What liftmap called these settings up to format 1: a hash of them all."""
+        stored = asdict(self)
+        stored["start"] = stored.pop("noised_to")
+        text = json.dumps(stored, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def differences(self, other: "Method") -> int:
+        """How many settings differ, those of mask and sampler counted one by one."""
+        mine, its = (dict(_leaves(asdict(method))) for method in (self, other))
+        return sum(mine[name] != its[name] for name in mine)
+
+
+def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as single ones with long names."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 METHODS: dict[str, Method] = {
