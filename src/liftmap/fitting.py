@@ -32,7 +32,12 @@ RECIPE = "training.json"
 
 @dataclass
 class FitListener:
-    """Where a long fit reports to; the command draws progress bars from it."""
+    """What a fit calls while it works; each does nothing by default.
+
+    on_image: an image was prepared. on_skip(id, reason): one could not be read.
+    on_step(progress): a training step is done. on_note(text): something to tell.
+    on_calibrated(done, total): held-out images measured.
+    """
 
     on_image: Callable[[], None] = lambda: None
     on_skip: Callable[[str, str], None] = lambda id, reason: None

@@ -1,4 +1,4 @@
-"""MSMA: norms of the score at ten noise levels (Mahmood et al. 2021)."""
+"""MSMA: how usual an image's noise norms are (Mahmood et al. 2021)."""
 
 from jaxtyping import Float, UInt8
 from torch import Tensor

@@ -1,4 +1,7 @@
-"""How large the score is at an image, at ten noise levels (Mahmood et al. 2021, MSMA)."""
+"""Noise norms: how large the noise is that the network sees in the clean image, at ten levels.
+
+Mahmood et al. 2021 (MSMA) call them norms of the score.
+"""
 
 import torch
 from jaxtyping import Float

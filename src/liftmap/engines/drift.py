@@ -18,14 +18,13 @@ SHARES = (0.005, 0.02, 0.1, 0.3, 0.7)
 
 
 class DriftTest:
-    """Watches scores one by one, and says when they are no longer in-domain as a whole.
+    """Tests after every score whether the stream has drifted.
 
-    The promise: while new images are exchangeable with the calibration's, the mean number of images
-    up to a false alarm is at least `run`, however long it watches. A bet pays in expectation what
-    it costs, so the evidence after n images is n on average, and it must reach `run`.
-
-    evidence: the Shiryaev-Roberts statistic, mean over bets; an alarm is `evidence >= run`, after
-    which everything starts anew from the calibration.
+    run: in-domain images that pass on average, at least, before a false alarm, however long it
+        watches.
+    evidence: evidence of drift, the Shiryaev-Roberts statistic averaged over bets. A bet pays on
+        average what it costs, so after n in-domain images it is n on average. At `run` the alarm
+        rings, and all starts anew.
     """
 
     def __init__(self, calibration: Iterable[float], *, run: float, seed: int = 0) -> None:

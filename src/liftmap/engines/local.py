@@ -32,7 +32,10 @@ BINS, ODDEST = 20, 5  # of the summary: p-values' histogram, images named
 
 @dataclass
 class Summary:
-    """What a run did. `computed` images took `seconds`; the others came from an earlier run."""
+    """What came of a run.
+
+    computed: images scored now, in `seconds`; the rest were there from an earlier run.
+    """
 
     images: int = 0
     skipped: int = 0

@@ -35,9 +35,10 @@ from liftmap.scorer import Scorer
 
 @dataclass(frozen=True)
 class Task:
-    """One in-domain set with its model, against several others.
+    """An in-domain set with its model, and the sets to tell from it.
 
-    train: what the model was trained on; methods that learn do so from it, never from `inside`.
+    train: what the model was trained on. Methods that learn do so from it, never from `inside`,
+    which is for testing.
     """
 
     model: str
@@ -48,7 +49,11 @@ class Task:
 
 @dataclass
 class BenchmarkListener:
-    """Where a benchmark reports to."""
+    """What a benchmark calls while it works; each does nothing by default.
+
+    on_cell(method, source, images): a cell begins; images is None if unknown.
+    on_image(done): so many more are done.
+    """
 
     on_cell: Callable[[str, str, int | None], None] = lambda method, source, images: None
     on_image: Callable[[int], None] = lambda done: None
@@ -85,7 +90,10 @@ def run_benchmark(
 
 
 class Participant:
-    """A method on a task's model; made, and taught, only if a cell of it is missing."""
+    """An entrant on one task's model, with one seed.
+
+    The scorer is made, and learns, only when a cell is missing.
+    """
 
     def __init__(
         self,

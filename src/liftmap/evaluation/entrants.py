@@ -46,14 +46,17 @@ def _alone(scorer: Scorer, pixels: UInt8[Tensor, "b c h w"]) -> Scores:
 
 @dataclass(frozen=True)
 class Entrant:
-    """A method that takes part.
+    """A method that takes part in a benchmark.
 
-    about: a line for people. key: tells its settings from any other's.
-    make: from a trained diffusion model, a seed and further options of the scorer.
-    uses: the parts of the model that its scores depend on, and no others.
-    columns: every score that one look at the images gives; `column` says which is this method's.
-    extra: what of liftmap's extras it needs, of which package. learns: shared by those whose
-    learning is the same; the key by default.
+    about: one line for people; `--help` and docs/comparing.md show it.
+    key: names the method with its settings; cells of two keys are never mixed.
+    make: builds the scorer from a trained model, a seed and further options of the scorer.
+    uses: what of the model the scores depend on; when other parts change, cells stay valid.
+    columns: all scores that one look at the images gives.
+    column: which of those is this method's.
+    extra: (extra of liftmap, package that shows it is installed), if it needs one.
+    learns: the name under which what it learns is kept. Entrants with the same name share it;
+        by default it is `key`.
     """
 
     about: str

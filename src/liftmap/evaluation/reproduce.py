@@ -16,7 +16,11 @@ from liftmap.model import Model
 
 @dataclass(frozen=True)
 class Agenda:
-    """Which pairs can be run: tasks, the sources' names by pair, and why pairs are missing."""
+    """What can be run of the wanted pairs.
+
+    tasks: for `run_benchmark`. pairs: the names of the two sources, by pair. missing: why a pair
+    can't be run, by pair.
+    """
 
     tasks: list[Task]
     pairs: dict[Pair, tuple[str, str]]

@@ -17,10 +17,11 @@ from liftmap.images.prepare import Preparation, to_model_range
 
 @dataclass(frozen=True)
 class HoldOut:
-    """Images kept from training for calibration.
+    """How many images are kept from training, to calibrate on.
 
-    share: of all images. least: no fewer than so many, as long as those are at most a fifth of all;
-    the 125 support a false-alarm rate of 1%. most: at most so many, since each costs a score.
+    share: of all images; 0 keeps none.
+    least: at least so many, but never more than a fifth of all. 125 support a rate of 1%.
+    most: at most so many, since calibration scores each of them.
     """
 
     share: float = 0.05

@@ -18,14 +18,13 @@ CALM = 0.999  # share of in-domain pixels that are drawn in the darker half of t
 class Explanation:
     """One image's score, taken apart.
 
-    original: the image, in [-1, 1]. hidden: what each attempt hid; True = redrawn.
-    redraws: what each attempt drew, in about [-1, 1]. maps: each distance by pixel.
-    evidence: what each attempt says. The score is the aggregate of all of it, or of as much as it
-    took to settle the image.
-    surprise: the noise norms' share of the score; None if the method doesn't ask for them.
-    p_value: None without a calibration for the method.
-    map_top: the distance that is drawn brightest, so that pictures of different images compare;
-    None without a calibration.
+    original: the image in [-1, 1].
+    hidden: what each attempt hid; True = redrawn.
+    redraws: what each attempt drew, in about [-1, 1].
+    maps: each distance, pixel by pixel.
+    evidence: one number an attempt. The score is the aggregate of those that the image took.
+    surprise: the part of the score that comes from noise norms, in spreads; None if not asked for.
+    p_value, map_top: None without a calibration. map_top is the distance drawn brightest.
     """
 
     original: Float[Tensor, "c h w"]

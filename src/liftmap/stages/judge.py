@@ -41,14 +41,15 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Judge:
-    """Scores and decides by one method, on the scales of in-domain images.
+    """Scores and decides by one method. All of it is fixed on held-out images beforehand.
 
-    density: how usual noise norms are. scales: of the distances, if there are several. surprise: of
-    minus the log-density, if the method asks for noise norms. settled: the score below which an
-    image takes no more attempts; None if all images take all.
-    calibration: held-out scores; without them nothing can be decided. map_top: the distance that is
-    drawn brightest in every map. precision: of the network when it was calibrated; None if that was
-    not recorded.
+    density: how usual noise norms are; None if the method doesn't ask for them.
+    scales: puts several distances into one unit; None for a single distance.
+    surprise: the scale of minus the log-density.
+    settled: an image whose score so far is below takes no more attempts; None: all take all.
+    calibration: held-out scores. Without them it can score and not decide.
+    map_top: the distance that is drawn brightest, in every map of the method.
+    precision: of the network at calibration; None if not recorded.
     """
 
     method: Method

@@ -23,14 +23,14 @@ FIVE = SamplerSettings("renoise", steps=5, spacing="quadratic", start=0.5)
 class Method:
     """Every choice of Lift, Map, Detect that changes a score; saved with the model.
 
-    noised_to: None lifts by masking; a noise time in (0, 1] lifts by noising to it (section 3.4.4).
+    noised_to: None hides parts. A noise time in (0, 1] noises the whole image to it and hides
+        nothing (section 3.4.4).
     distance: a name, or several joined by "+": an attempt then counts by the one that stands out
         most, each on the scale of in-domain images (`scales.Scales`).
     norms: also count how usual the noise norms are, on the scale of in-domain images. What they
         say is added to every attempt's evidence (Mahmood et al. 2021; the model's `density`).
-    early_stop: an image takes no more attempts once its score so far is below this quantile of
-        in-domain scores, looked at after each pair; None for all attempts. Only a calibration says
-        where the quantile lies; without one all are taken.
+    early_stop: the quantile of in-domain scores below which an image is settled, looked at after
+        each pair of attempts. None: all attempts. Needs a calibration of the method's own.
     seed: the user's own; noise depends on it and on the image alone.
     """
 
