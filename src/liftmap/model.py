@@ -242,12 +242,14 @@ def _read(folder: Path, about: dict[str, Any]) -> Model:
     process, patch = process_from_json(about["process"]), int(about["patch"])
     checkpoint = Checkpoint(read_network(folder), process, by, patch)
     checkpoint.check_size(folder)
-    made, preparation, training = Model.of(checkpoint), about["preparation"], about["training"]
+    preparation, training = about["preparation"], about["training"]
     density = None if about["density"] is None else Mixture.from_json(about["density"])
     judges = [_read_judge(stored, density) for stored in about["judges"]]
     return Model(
         checkpoint,
-        made.preparation if preparation is None else read_settings(Preparation, preparation),
+        Model.of(checkpoint).preparation
+        if preparation is None
+        else read_settings(Preparation, preparation),
         None if training is None else read_settings(Training, training),
         density,
         MappingProxyType({judge.method.key: judge for judge in judges}),

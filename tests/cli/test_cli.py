@@ -144,7 +144,8 @@ def test_info_says_what_a_model_is(model: Path) -> None:
     shown = words(liftmap("info", model))
     assert "32x32, 1 channel(s)" in shown
     assert "calibrated (fast) on 40 images" in shown
-    assert "1% needs 99 images" in shown
+    assert "at 1%: needs 99 images" in shown
+    assert "at 5%: flagged above 0.9750; of further normal images 0.6% to 13.2% are (95%)" in shown
 
 
 def test_bench_compares_methods_and_says_what_it_timed(
@@ -325,7 +326,7 @@ def test_reproduce_sets_a_table_beside_the_papers(
     details = (tmp_path / "r" / "table1-intervals.md").read_text()
     assert "| MNIST > KMNIST | LMD | 0 | 0.5000 (" in details
     wrong = liftmap("reproduce", "table1", *options, "--fewer", "LMD", code=1)
-    assert "need COLUMN=IMAGES, of LMD" in words(wrong)
+    assert "--fewer LMD: need COLUMN=IMAGES" in words(wrong)
     assert "need some of Likelihood" in words(
         liftmap("reproduce", "table1", *options[:-1], "SVM", code=1)
     )

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny import small_detector
+from tiny import small_model
 
 from liftmap.cli.progress import FitProgress, ScoreProgress, _Log
 from liftmap.cli.terminal import about_table, summary_lines
@@ -50,5 +50,5 @@ def test_the_summary_names_what_was_skipped_and_flagged() -> None:
 
 def test_an_uncalibrated_model_says_so() -> None:
     console = Console(file=io.StringIO(), width=200)
-    console.print(about_table(small_detector()))
+    console.print(about_table(small_model()))
     assert "run `liftmap calibrate` to get p-values and decisions" in written(console)

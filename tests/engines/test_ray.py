@@ -74,7 +74,7 @@ def test_the_parts_are_the_local_table(
     again = score_on_ray(detector, images, tmp_path / "r", cluster, images_a_part=5)
     assert (again.images, again.computed) == (22, 5), "only what was missing"
     assert (tmp_path / "r" / "part-000000000.parquet").stat().st_mtime_ns == before
-    with pytest.raises(OutputError, match=r"another run \(false_alarms differ\)"):
+    with pytest.raises(OutputError, match=r"another run \(false_alarms was 0.05, is now 0.1\)"):
         score_on_ray(detector, images, tmp_path / "r", cluster, images_a_part=5, false_alarms=0.1)
 
 
