@@ -12,9 +12,10 @@ from PIL import Image
 from tiny import decide_by, pixels, small_detector, small_method
 
 from liftmap.detector import Detector
+from liftmap.engines.arrivals import from_folder
 from liftmap.engines.local import score_source
 from liftmap.engines.tables import read_rows
-from liftmap.engines.watch import from_folder, watch
+from liftmap.engines.watch import watch
 from liftmap.images.sources import open_source
 from liftmap.report.collect import collect
 from liftmap.report.page import write_report

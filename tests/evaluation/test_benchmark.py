@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import pixels, save_images, small_method, small_model, trained
+from tiny import decide_by, pixels, save_images, small_method, small_model, trained
 
 from liftmap.baselines.msma import MSMA
 from liftmap.detector import Detector
@@ -22,8 +22,8 @@ from liftmap.evaluation.entrants import find_entrants, lmd, lmd_by_each
 from liftmap.images.entry import take
 from liftmap.images.sources import open_source
 from liftmap.images.store import HoldOut, PreparedImages
-from liftmap.stages.aggregate import Rule, Scales
 from liftmap.stages.mixture import Candidate
+from liftmap.stages.scales import Scale, Scales
 
 
 @pytest.fixture
@@ -195,12 +195,13 @@ def test_another_calibration_costs_only_the_cells_of_its_method(task: Task, tmp_
     run_benchmark([task], entrants, tmp_path / "b", listener=listener)
     scored.clear()
     detector = Detector.from_pretrained(task.model, device="cpu")
-    detector.set_calibration([0.1, 0.2, 0.3], Rule(Scales((-2.0, -1.0), (0.5, 0.5))))
+    scales = Scales((-2.0, -1.0), (0.5, 0.5))
+    decide_by(detector, [0.1, 0.2, 0.3], scales=scales, surprise=Scale(0.0, 1.0))
     detector.save(task.model, weights=False)
     run_benchmark([task], entrants, tmp_path / "b", listener=listener)
     assert scored == []
     detector = Detector.from_pretrained(task.model, method=small_method(), device="cpu")
-    detector.set_calibration([0.1, 0.2, 0.3], Rule(settled=0.5))
+    decide_by(detector, [0.1, 0.2, 0.3], settled=0.5)
     detector.save(task.model, weights=False)
     run_benchmark([task], entrants, tmp_path / "b", listener=listener)
     assert scored == ["lmd", "lmd"]

@@ -38,7 +38,7 @@ def test_what_it_uses_of_a_model_is_plain_data(name: str) -> None:
     assert json.loads(json.dumps(used))
     if entrant.installed:
         on_diffusion = isinstance(entrant.make(model, 0, device="cpu"), Detector | OnDiffusion)
-        assert (model.weights_key in used) == on_diffusion
+        assert (model.checkpoint.weights_key in used) == on_diffusion
 
 
 def test_likelihood_and_input_complexity_are_solved_for_once() -> None:

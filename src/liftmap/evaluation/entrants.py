@@ -270,7 +270,7 @@ ENTRANTS: dict[str, Entrant] = {
     ),
     "msma": _on_diffusion(
         MSMA,
-        "Mahmood et al. 2021: how usual the noise norms are",
+        "Mahmood et al. 2021: how usual the noise norms are at ten noise levels",
         seeded=False,
     ),
     "diffpath": _on_diffusion(

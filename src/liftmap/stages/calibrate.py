@@ -134,7 +134,7 @@ class Calibration:
         """Which p-values are at most the rate; raises as `allowed` does.
 
         >>> calibration = Calibration.from_scores(map(float, range(19)))
-        >>> calibration.flagged(torch.tensor([0.05, 0.1]).double(), 0.05).tolist()
+        >>> calibration.flagged(torch.tensor([1 / 20, 2 / 20], dtype=torch.float64), 0.05).tolist()
         [True, False]
         """
         return p_values <= self.limit(false_alarms)
