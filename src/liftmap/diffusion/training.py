@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,16 +20,25 @@ from torch import Tensor, nn
 
 from liftmap.diffusion.denoiser import Parametrisation, Precision, autocast, time_input
 from liftmap.diffusion.group_norm import use_channels_last
-from liftmap.diffusion.process import Process
+from liftmap.diffusion.process import Process, time_of_log_snr
 from liftmap.errors import ModelError, SettingsError
 from liftmap.files import atomic_path
 
 T_MIN = 1e-3  # smallest noise time trained on: LMD's samplers go no lower (score_sde's eps)
+# of ln(sigma / alpha), mean and deviation (Karras et al. 2022, "EDM", table 1): 95% of it lie in
+# 0.03 to 3.2, where redraws from t = 0.5 and score norms ask the network
+LOG_RATIO = -1.2, 1.2
+ALL_TIMES = 0.1  # share of such draws that stays uniform, so that the network knows all times
+
+NoiseTimes = Literal["uniform", "log-normal"]
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How long and how to train; defaults are for the `tiny` preset on two CPU cores."""
+    """How long and how to train; defaults are for the `tiny` preset on two CPU cores.
+
+    noise_times: "uniform" in t, or "log-normal" in the noise-to-signal ratio, mostly.
+    """
 
     steps: int | None = None
     minutes: float | None = None
@@ -41,6 +50,7 @@ class TrainingSettings:
     flip: bool = False
     seed: int = 0
     save_every_minutes: float = 3.0
+    noise_times: str = "uniform"
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
@@ -53,6 +63,9 @@ class TrainingSettings:
                 raise SettingsError(f"{name}={value}: need more than 0")
         if not 0 <= self.ema < 1:
             raise SettingsError(f"ema={self.ema}: need at least 0 and less than 1")
+        if self.noise_times not in get_args(NoiseTimes):
+            known = ", ".join(get_args(NoiseTimes))
+            raise SettingsError(f"noise_times {self.noise_times!r}: need one of {known}")
 
 
 @runtime_checkable
@@ -94,13 +107,33 @@ class Progress:
         return min(1.0, self.seconds / (60 * (settings.minutes or math.inf)))
 
 
+def noise_times(
+    ranks: Float[Tensor, "n"], process: Process, kind: str = "uniform"
+) -> Float[Tensor, "n"]:
+    """The noise times in [T_MIN, 1] whose ranks in their distribution are in [0, 1).
+
+    "log-normal" gives the lowest ranks to times uniform in t, the others to EDM's distribution.
+    """
+    if kind == "uniform":
+        return T_MIN + (1 - T_MIN) * ranks
+    mean, deviation = LOG_RATIO
+    normal = (ranks.double() - ALL_TIMES) / (1 - ALL_TIMES)
+    log_ratio = mean + deviation * torch.special.ndtri(normal.clamp(1e-6, 1 - 1e-6))
+    drawn = time_of_log_snr(process, -2 * log_ratio).clamp(T_MIN, 1).to(ranks)
+    return torch.where(ranks < ALL_TIMES, T_MIN + (1 - T_MIN) * ranks / ALL_TIMES, drawn)
+
+
 def plan_step(
-    step: int, count: int, shape: tuple[int, int, int], settings: TrainingSettings
+    step: int,
+    count: int,
+    shape: tuple[int, int, int],
+    settings: TrainingSettings,
+    process: Process,
 ) -> StepPlan:
     """Everything random in a step, from the seed and the step's number alone.
 
     Images come in a fresh random order each epoch. Noise times are stratified: one uniform offset
-    moves a regular grid over [T_MIN, 1], which lowers the loss's variance (Kingma et al. 2021,
+    moves a regular grid over their ranks, which lowers the loss's variance (Kingma et al. 2021,
     "Variational Diffusion Models", appendix I.1).
     """
     batch = settings.batch
@@ -110,8 +143,9 @@ def plan_step(
     for epoch in range(step * batch // count, (step * batch + batch - 1) // count + 1):
         here = positions // count == epoch
         rows[here] = _epoch_order(count, settings.seed, epoch)[positions[here] % count]
-    t = (torch.rand((), generator=draw) + torch.arange(batch) / batch) % 1.0
-    t = T_MIN + (1 - T_MIN) * t[torch.randperm(batch, generator=draw)]
+    ranks = (torch.rand((), generator=draw) + torch.arange(batch) / batch) % 1.0
+    ranks = ranks[torch.randperm(batch, generator=draw)]
+    t = noise_times(ranks, process, settings.noise_times)
     noise = torch.randn((batch, *shape), generator=draw)
     flipped = torch.rand(batch, generator=draw) < (0.5 if settings.flip else 0.0)
     return StepPlan(rows, t, noise, flipped)
@@ -203,7 +237,7 @@ class Trainer:
     def step(self, images: TrainingImages) -> float:
         """One optimiser step; the loss, averaged over all processes."""
         settings, accelerator = self.settings, self.accelerator
-        plan = plan_step(self.progress.step, len(images), images.shape, settings)
+        plan = plan_step(self.progress.step, len(images), images.shape, settings, self.process)
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
         batch = images.take(plan.rows[mine])
         batch = torch.where(plan.flipped[mine, None, None, None], batch.flip(3), batch)
