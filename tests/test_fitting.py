@@ -8,7 +8,8 @@ from tiny import SMALL, save_images
 
 from liftmap import fitting
 from liftmap.diffusion import network
-from liftmap.diffusion.training import Trainer, TrainingSettings
+from liftmap.diffusion.schedule import TrainingSettings
+from liftmap.diffusion.training import Trainer
 from liftmap.errors import ModelError, OutputError, SettingsError
 from liftmap.fitting import FitListener, fit_model
 from liftmap.images.prepare import Preparation

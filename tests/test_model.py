@@ -18,7 +18,7 @@ from liftmap.diffusion.checkpoints import CONFIG, WEIGHTS, Checkpoint
 from liftmap.diffusion.denoiser import Parametrisation
 from liftmap.diffusion.network import Preset, build_unet
 from liftmap.diffusion.process import VP, Process, SubVP, Tabulated
-from liftmap.diffusion.training import TrainingSettings
+from liftmap.diffusion.schedule import TrainingSettings
 from liftmap.engines.local import score_source
 from liftmap.errors import ModelError, OutputError
 from liftmap.images.prepare import Preparation

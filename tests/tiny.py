@@ -15,7 +15,7 @@ from liftmap.diffusion.denoiser import Parametrisation
 from liftmap.diffusion.network import Preset, build_unet
 from liftmap.diffusion.process import VP
 from liftmap.diffusion.samplers import SamplerSettings
-from liftmap.diffusion.training import TrainingSettings
+from liftmap.diffusion.schedule import TrainingSettings
 from liftmap.images.store import HoldOut
 from liftmap.model import Model, Training
 from liftmap.stages.calibrate import Calibration

@@ -21,7 +21,7 @@ from liftmap.errors import (
 if TYPE_CHECKING:
     from liftmap.detector import Detector
     from liftmap.diffusion.samplers import SamplerSettings
-    from liftmap.diffusion.training import TrainingSettings
+    from liftmap.diffusion.schedule import TrainingSettings
     from liftmap.images.prepare import Preparation
     from liftmap.images.sources import open_source
     from liftmap.stages.calibrate import Calibration
@@ -56,7 +56,7 @@ _HOMES = {
     "Method": "liftmap.stages.method",
     "Preparation": "liftmap.images.prepare",
     "SamplerSettings": "liftmap.diffusion.samplers",
-    "TrainingSettings": "liftmap.diffusion.training",
+    "TrainingSettings": "liftmap.diffusion.schedule",
     "open_source": "liftmap.images.sources",
 }
 

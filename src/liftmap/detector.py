@@ -14,7 +14,7 @@ from torch import Tensor
 
 from liftmap.diffusion.denoiser import Precision
 from liftmap.diffusion.noise_norms import noise_norms
-from liftmap.diffusion.training import TrainingSettings
+from liftmap.diffusion.schedule import TrainingSettings
 from liftmap.fitting import FitListener, fit_model, is_main_process
 from liftmap.images.entry import Source
 from liftmap.images.prepare import Picture, Preparation, as_list

@@ -17,7 +17,8 @@ from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.denoiser import Parametrisation, Precision, fast_bf16
 from liftmap.diffusion.network import Patched, build_unet, find_preset
 from liftmap.diffusion.process import PROCESSES
-from liftmap.diffusion.training import Progress, Trainer, TrainingSettings
+from liftmap.diffusion.schedule import Progress, TrainingSettings
+from liftmap.diffusion.training import Trainer
 from liftmap.errors import ModelError, OutputError, SettingsError
 from liftmap.files import Run, held, read_object
 from liftmap.images.entry import Source

@@ -21,8 +21,9 @@ from liftmap.diffusion.checkpoints import (
 )
 from liftmap.diffusion.denoiser import Parametrisation
 from liftmap.diffusion.foreign import read_diffusers
+from liftmap.diffusion.on_card import Augmentation, Look
 from liftmap.diffusion.process import process_from_json, process_to_json
-from liftmap.diffusion.training import TrainingSettings
+from liftmap.diffusion.schedule import TrainingSettings
 from liftmap.errors import CalibrationError, LiftmapError, ModelError, SettingsError
 from liftmap.files import atomic_path
 from liftmap.images.prepare import Preparation
@@ -54,7 +55,9 @@ class Initial:
 class Training:
     """How a model was trained: what was asked for, and what came of it.
 
-    images: trained on, without those held out. loss_curve: means of so many steps a point.
+    images: trained on, without those held out.
+    loss_curve: means of so many steps a point.
+    dropout, augmentation, held_out_curve: of a training on a card (`diffusion.on_card`).
     """
 
     source: str
@@ -68,6 +71,10 @@ class Training:
     minutes: float = 0.0
     loss_curve: tuple[float, ...] = ()
     loss_curve_steps_a_point: int = 1
+    device: str = "cpu"
+    dropout: float = 0.0
+    augmentation: Augmentation | None = None
+    held_out_curve: tuple[Look, ...] = ()
 
     def split(self, images: PreparedImages) -> tuple[PreparedImages, PreparedImages]:
         """(trained on, held out) of the source's images, parted as by the training."""

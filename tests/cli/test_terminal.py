@@ -7,7 +7,7 @@ from tiny import small_model
 
 from liftmap.cli.progress import FitProgress, ScoreProgress, _Log
 from liftmap.cli.terminal import about_table, summary_lines
-from liftmap.diffusion.training import Progress, TrainingSettings
+from liftmap.diffusion.schedule import Progress, TrainingSettings
 from liftmap.engines.local import Summary
 
 

@@ -1,5 +1,6 @@
 import copy
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -11,15 +12,16 @@ from torch import Tensor
 
 from liftmap.diffusion.denoiser import Parametrisation
 from liftmap.diffusion.network import Patched, Preset, build_unet
-from liftmap.diffusion.process import VE, VP, SubVP
-from liftmap.diffusion.training import (
+from liftmap.diffusion.process import VE, VP, SubVP, log_snr
+from liftmap.diffusion.schedule import (
+    ALL_TIMES,
+    T_MIN,
     Progress,
-    Trainer,
     TrainingSettings,
     learning_rate,
-    loss_of,
-    plan_step,
+    noise_times,
 )
+from liftmap.diffusion.training import Trainer, loss_of, plan_step
 from liftmap.errors import ModelError, SettingsError
 
 SMALL = Preset((32, 32), blocks=1, attention=(), patch=2)
@@ -80,26 +82,42 @@ def test_a_resumed_run_is_the_same_as_one_that_never_stopped(tmp_path: Path) -> 
 
 def test_a_step_is_planned_from_seed_and_number_alone() -> None:
     settings = TrainingSettings(steps=1, batch=16, flip=True)
-    one, again = (plan_step(5, 40, (1, 4, 4), settings) for _ in range(2))
+    one, again = (plan_step(5, 40, (1, 4, 4), settings, VP()) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
-    other = plan_step(6, 40, (1, 4, 4), settings)
+    other = plan_step(6, 40, (1, 4, 4), settings, VP())
     assert not torch.equal(one.noise, other.noise)
     assert 0 < one.flipped.sum() < 16
 
 
 def test_every_image_comes_once_an_epoch() -> None:
     settings = TrainingSettings(steps=1, batch=16)
-    rows = torch.cat([plan_step(i, 40, (1, 1, 1), settings).rows for i in range(5)])
+    rows = torch.cat([plan_step(i, 40, (1, 1, 1), settings, VP()).rows for i in range(5)])
     assert rows[:40].sort().values.tolist() == list(range(40))
     assert rows[40:80].sort().values.tolist() == list(range(40))
     assert rows[:40].tolist() != rows[40:80].tolist()
 
 
 def test_noise_times_are_spread_evenly() -> None:
-    t = plan_step(0, 40, (1, 1, 1), TrainingSettings(steps=1, batch=64)).t.sort().values
+    settings = TrainingSettings(steps=1, batch=64)
+    t = plan_step(0, 40, (1, 1, 1), settings, VP()).t.sort().values
     assert t[0] >= 1e-3
     assert t[-1] <= 1
     assert t.diff().max() < 2.1 / 64
+
+
+@pytest.mark.parametrize("process", [VP(), SubVP(), VE()], ids=lambda p: type(p).__name__)
+def test_log_normal_times_lie_where_scores_ask_and_everywhere_else_too(process: VP | VE) -> None:
+    ranks = (torch.arange(2000) + 0.5) / 2000
+    t = noise_times(ranks, process, "log-normal")
+    assert T_MIN <= t.min() <= t.max() <= 1
+    ratios = (-0.5 * log_snr(process, t.double())).exp()
+    drawn = ratios[ranks >= ALL_TIMES]
+    assert drawn.median().item() == pytest.approx(math.exp(-1.2), rel=0.01)
+    within = (drawn > math.exp(-2.4)) & (drawn < 1)  # one deviation to either side
+    assert within.double().mean().item() == pytest.approx(0.683, abs=0.01)
+    everywhere = t[ranks < ALL_TIMES]
+    assert everywhere.max() > 0.99
+    assert everywhere.median().item() == pytest.approx(0.5, abs=0.01)
 
 
 class Exact(torch.nn.Module):
@@ -196,6 +214,7 @@ def test_damaged_and_foreign_states_are_refused(tmp_path: Path) -> None:
         ({"steps": 1, "minutes": 1.0}, "give one of the two"),
         ({"steps": 0}, "steps=0"),
         ({"steps": 1, "ema": 1.0}, "ema=1.0"),
+        ({"steps": 1, "noise_times": "often"}, "'often': need one of uniform, log-normal"),
     ],
 )
 def test_bad_settings_name_value_and_need(options: dict[str, object], message: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from liftmap.baselines.on_diffusion import ByDensity
 from liftmap.diffusion.samplers import levels_of
-from liftmap.diffusion.training import T_MIN
+from liftmap.diffusion.schedule import T_MIN
 from liftmap.images.prepare import to_model_range
 from liftmap.stages.mixture import Candidate
 

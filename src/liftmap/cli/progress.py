@@ -17,8 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from liftmap.diffusion.training import Progress as Trained
-from liftmap.diffusion.training import TrainingSettings
+from liftmap.diffusion.schedule import Progress as Trained
+from liftmap.diffusion.schedule import TrainingSettings
 from liftmap.engines.local import Summary
 from liftmap.fitting import FitListener
 

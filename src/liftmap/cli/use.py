@@ -71,7 +71,7 @@ def train(
     """Learn the normal images, and calibrate on some that are kept from training."""
     from liftmap.cli.progress import FitProgress
     from liftmap.detector import Detector
-    from liftmap.diffusion.training import TrainingSettings
+    from liftmap.diffusion.schedule import TrainingSettings
     from liftmap.fitting import is_main_process
     from liftmap.images.prepare import Preparation
     from liftmap.images.store import HoldOut

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from liftmap.diffusion.denoiser import Denoiser
-from liftmap.diffusion.training import T_MIN
+from liftmap.diffusion.schedule import T_MIN
 
 
 def log_likelihood(

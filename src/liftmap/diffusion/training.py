@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -21,38 +21,9 @@ from torch import Tensor, nn
 from liftmap.diffusion.denoiser import Parametrisation, Precision, autocast, time_input
 from liftmap.diffusion.group_norm import use_channels_last
 from liftmap.diffusion.process import Process
+from liftmap.diffusion.schedule import Progress, TrainingSettings, learning_rate, noise_times
 from liftmap.errors import ModelError, SettingsError
 from liftmap.files import atomic_path
-
-T_MIN = 1e-3  # smallest noise time trained on: LMD's samplers go no lower (score_sde's eps)
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How long and how to train; defaults are for the `tiny` preset on two CPU cores."""
-
-    steps: int | None = None
-    minutes: float | None = None
-    batch: int = 128
-    learning_rate: float = 4e-4
-    warm_up: int = 200
-    ema: float = 0.999
-    gradient_clip: float = 1.0
-    flip: bool = False
-    seed: int = 0
-    save_every_minutes: float = 3.0
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise SettingsError(
-                f"steps={self.steps}, minutes={self.minutes}: give one of the two, not both"
-            )
-        for name in ("steps", "minutes", "batch", "learning_rate", "gradient_clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SettingsError(f"{name}={value}: need more than 0")
-        if not 0 <= self.ema < 1:
-            raise SettingsError(f"ema={self.ema}: need at least 0 and less than 1")
 
 
 @runtime_checkable
@@ -79,28 +50,17 @@ class StepPlan(NamedTuple):
     flipped: Tensor
 
 
-@dataclass
-class Progress:
-    """How far training has come; `losses` has one value a step."""
-
-    step: int = 0
-    seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)
-
-    def share(self, settings: TrainingSettings) -> float:
-        """Share of the budget that is spent, 0 to 1."""
-        if settings.steps is not None:
-            return min(1.0, self.step / settings.steps)
-        return min(1.0, self.seconds / (60 * (settings.minutes or math.inf)))
-
-
 def plan_step(
-    step: int, count: int, shape: tuple[int, int, int], settings: TrainingSettings
+    step: int,
+    count: int,
+    shape: tuple[int, int, int],
+    settings: TrainingSettings,
+    process: Process,
 ) -> StepPlan:
     """Everything random in a step, from the seed and the step's number alone.
 
     Images come in a fresh random order each epoch. Noise times are stratified: one uniform offset
-    moves a regular grid over [T_MIN, 1], which lowers the loss's variance (Kingma et al. 2021,
+    moves a regular grid over their ranks, which lowers the loss's variance (Kingma et al. 2021,
     "Variational Diffusion Models", appendix I.1).
     """
     batch = settings.batch
@@ -110,8 +70,9 @@ def plan_step(
     for epoch in range(step * batch // count, (step * batch + batch - 1) // count + 1):
         here = positions // count == epoch
         rows[here] = _epoch_order(count, settings.seed, epoch)[positions[here] % count]
-    t = (torch.rand((), generator=draw) + torch.arange(batch) / batch) % 1.0
-    t = T_MIN + (1 - T_MIN) * t[torch.randperm(batch, generator=draw)]
+    ranks = (torch.rand((), generator=draw) + torch.arange(batch) / batch) % 1.0
+    ranks = ranks[torch.randperm(batch, generator=draw)]
+    t = noise_times(ranks, process, settings.noise_times)
     noise = torch.randn((batch, *shape), generator=draw)
     flipped = torch.rand(batch, generator=draw) < (0.5 if settings.flip else 0.0)
     return StepPlan(rows, t, noise, flipped)
@@ -158,12 +119,6 @@ def loss_of(
     return torch.nn.functional.mse_loss(answer, target)
 
 
-def learning_rate(progress: Progress, settings: TrainingSettings) -> float:
-    """Linear warm-up over the first steps, then a half cosine down to 0 at the budget's end."""
-    warm = min(1.0, (progress.step + 1) / max(1, settings.warm_up))
-    return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress.share(settings)))
-
-
 class Trainer:
     """The training loop's state: network, its moving average, optimiser, progress."""
 
@@ -203,7 +158,7 @@ class Trainer:
     def step(self, images: TrainingImages) -> float:
         """One optimiser step; the loss, averaged over all processes."""
         settings, accelerator = self.settings, self.accelerator
-        plan = plan_step(self.progress.step, len(images), images.shape, settings)
+        plan = plan_step(self.progress.step, len(images), images.shape, settings, self.process)
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
         batch = images.take(plan.rows[mine])
         batch = torch.where(plan.flipped[mine, None, None, None], batch.flip(3), batch)
