@@ -160,7 +160,8 @@ class Detector:
         """
         judge = self.judge
         judge.decides_by.limit(false_alarms)  # refuse a rate it can't support before the work
-        return judge.decide(self.score(images), false_alarms)
+        scores = self.score(images)
+        return judge.decide(scores, false_alarms)
 
     def explain(self, image: Picture) -> Explanation:
         """What was hidden, what the model drew there, and where the redraw differs."""
