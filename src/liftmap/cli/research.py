@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.panel import Panel
-from rich.table import Table
 
 from liftmap.cli.base import (
     AddressOption,
@@ -45,6 +43,9 @@ class ListsMethods(typer.core.TyperCommand):
     """Its help lists the methods of detection, which are imported only when somebody asks."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        from rich.panel import Panel
+        from rich.table import Table
+
         from liftmap.evaluation.entrants import described
 
         super().format_help(ctx, formatter)
