@@ -1,6 +1,5 @@
 """Scoring that goes on: a stream, a service."""
 
-import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -134,6 +133,8 @@ def serve(
     precision: PrecisionOption = None,
 ) -> None:
     """An HTTP service and a page that score and explain images (extra: serve)."""
+    import logging
+
     try:
         import uvicorn
 

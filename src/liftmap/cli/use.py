@@ -1,6 +1,5 @@
 """Learn what is normal, score, explain, report."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -272,6 +271,8 @@ def _size(text: str) -> tuple[int, int]:
 def _print_summary(
     summary: "Summary", output: Path, false_alarms: float | None, *, as_json: bool
 ) -> None:
+    import json
+
     from liftmap.cli.terminal import summary_lines
 
     if as_json:

@@ -5,7 +5,6 @@ next layer, and the system clears every page anew. Kept with the process, the ne
 tenth faster and training more (docs/results/speed.md).
 """
 
-import ctypes
 import sys
 
 # of glibc's malloc.h
@@ -22,6 +21,8 @@ def keep_freed_memory() -> bool:
     """
     if not sys.platform.startswith("linux"):
         return False
+    import ctypes  # for commands that do work, not for --help
+
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library than glibc
