@@ -137,7 +137,7 @@ def test_parquet_takes_its_ids_and_a_named_column(tmp_path: Path) -> None:
 
     table = pa.table({"id": ["x", "y"], "a": [png(1), png(2)], "b": [png(3), None]})
     pq.write_table(table, tmp_path / "p.parquet")
-    with pytest.raises(SourceError, match="several columns may hold the images: a, b.*--column"):
+    with pytest.raises(SourceError, match=r"several columns may hold the images: a, b.*--column"):
         open_source(tmp_path / "p.parquet")
     first = open_source(tmp_path / "p.parquet", column="a")
     assert [e.id for e in first] == ["x", "y"]
@@ -200,7 +200,7 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="the folder is empty"):
         open_source(tmp_path)
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(SourceError, match="passed over, no images: 1 .txt"):
+    with pytest.raises(SourceError, match=r"passed over, no images: 1 \.txt"):
         open_source(tmp_path)
 
 
@@ -268,7 +268,7 @@ def test_unsafe_names_in_archives_are_never_followed(tmp_path: Path, name: str) 
 @pytest.mark.parametrize("name", ["z.zip", "t.tar", "n.npz", "n.npy", "p.parquet", "i-ubyte.gz"])
 def test_damaged_containers_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"not what the name says")
-    with pytest.raises(SourceError, match="can't be read|IDX number"):
+    with pytest.raises(SourceError, match=r"can't be read|IDX number"):
         open_source(tmp_path / name)
 
 

@@ -61,7 +61,7 @@ _LIMIT = Lock()
 def _limited(most_pixels: int) -> Iterator[None]:
     """Pillow's own limit, which is the process's, out of the way of a higher one.
 
-    Up to twice its limit Pillow only warns; here the limit is the limit, and `_check_size` keeps it.
+    Up to twice its limit Pillow only warns; here `_check_size` keeps to the limit.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -10,7 +10,12 @@ HEAD = 512  # bytes that tell a kind: tar's mark is the furthest, at byte 257
 
 # endings that promise an image: such a file is an image, or one that can't be read
 SUFFIXES = frozenset(
-    [".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".pgm", ".ppm", ".pbm", ".pnm"]
+    f".{name}"
+    for name in (
+        *("png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "tif", "tiff", "bmp", "dib", "gif"),
+        *("avif", "heic", "heif", "hif", "jp2", "j2k", "jpx", "jpf", "j2c"),
+        *("pgm", "ppm", "pbm", "pnm"),
+    )
 )
 # endings of pictures that liftmap doesn't read, and what to do
 CONVERT = "convert it to PNG or TIFF"
@@ -101,7 +106,10 @@ def is_meant(name: str) -> bool:
 
 # what systems and programs leave in folders and archives, none of it anybody's image
 _LITTER = frozenset(
-    ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "__pycache__", "system volume information")
+    (
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "#recycle"),
+        *("$recycle.bin", "lost+found", "__pycache__", "system volume information"),
+    )
 )
 
 

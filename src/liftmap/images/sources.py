@@ -116,7 +116,7 @@ def _open(request: Request) -> Stream:
     if spec.startswith("@"):
         return _list_source(request)
     if has_magic(spec):
-        found = sorted(glob(spec, recursive=True))
+        found = sorted(glob(spec, recursive=True))  # noqa: PTH207  # absolute patterns, too
         if not found:
             raise SourceError(f"{spec}: no file or folder of such a name")
         return _lazily(spec, found, request)
