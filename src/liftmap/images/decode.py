@@ -23,7 +23,7 @@ MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # Pillow's limit: 89 million
 _SUBFILE, _DNG = 254, 50706
 _ORIENTATION = 274  # of EXIF
 _GREYS = {"1": 255, "L;2": 85, "L;4": 17}  # what Pillow multiplies PNG's shallow grey by
-FIRST_FRAME = "of several frames or pages the first alone is looked at"
+FIRST_FRAME = "several frames or pages in one file: the first alone is looked at"
 
 
 def decode(data: bytes | str | Path | io.BytesIO, *, most_pixels: int = MOST_PIXELS) -> Decoded:
