@@ -225,14 +225,14 @@ def test_an_unreadable_file_costs_only_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_folder(tmp_path)
-    real = Image.open
+    real = Path.open
 
-    def refuse(file: object, *more: object, **options: object) -> Image.Image:
-        if str(file).endswith("a.png"):
+    def refuse(path: Path, *more: object, **options: object) -> object:
+        if path.name == "a.png":
             raise PermissionError(13, "Permission denied")
-        return real(file, *more, **options)  # type: ignore[arg-type]
+        return real(path, *more, **options)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     entries = list(open_source(folder))
     with pytest.raises(ImageError, match="Permission denied"):
         entries[0].load()

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from liftmap.errors import SourceError
+from liftmap.images.decode import decode
 from liftmap.images.entry import Entry
-from liftmap.images.folders import load_file
 from liftmap.images.sources import open_source
 
 TOGETHER = 0.5  # seconds that names from a pipe are gathered for
@@ -83,5 +83,5 @@ def from_lines(lines: Iterable[str], stop: threading.Event) -> Iterator[list[Ent
                 ended = True
                 break
             if path:
-                found.append(Entry(path, partial(load_file, Path(path))))
+                found.append(Entry(path, partial(decode, Path(path))))
         yield found

@@ -26,20 +26,30 @@ _GREYS = {"1": 255, "L;2": 85, "L;4": 17}  # what Pillow multiplies PNG's shallo
 FIRST_FRAME = "several frames or pages in one file: the first alone is looked at"
 
 
-def decode(data: bytes | str | Path | io.BytesIO, *, most_pixels: int = MOST_PIXELS) -> Decoded:
+def decode(data: bytes | str | Path, *, most_pixels: int = MOST_PIXELS) -> Decoded:
     """Decode an image file: EXIF orientation applied, alpha laid on white.
 
     Grey is "L", colour RGB; palettes and CMYK become RGB. More than eight bits of grey, or of
     colour in a PNG, stay as they are. Animations give one frame, the first.
 
     Raises:
-        ImageError: empty, truncated, no image of FORMATS, more than `most_pixels`, or smaller than
-            2x2; the message says which.
+        ImageError: gone, empty, truncated, no image of FORMATS, of more than `most_pixels`, or
+            smaller than 2x2; the message says which.
     """
-    stream = io.BytesIO(data) if isinstance(data, bytes) else data
-    name = str(data) if isinstance(data, str | Path) else ""
-    if ending(name) in UNREAD:
-        raise ImageError(f"{ending(name)} is not read: {UNREAD[ending(name)]}")
+    if isinstance(data, bytes):
+        return _decode(io.BytesIO(data), most_pixels)
+    if ending(str(data)) in UNREAD:
+        raise ImageError(f"{ending(str(data))} is not read: {UNREAD[ending(str(data))]}")
+    try:
+        # by a stream: of a path Pillow maps uncompressed TIFF into memory, and then turns the
+        # sides of an image that lies on its side, not the image
+        with Path(data).open("rb") as file:
+            return _decode(file, most_pixels)
+    except OSError as error:
+        raise ImageError(f"can't be read ({error.strerror or error})") from error
+
+
+def _decode(stream: io.BufferedIOBase, most_pixels: int) -> Decoded:
     try:
         with _limited(most_pixels), _opened(stream) as image:
             _check_size(image, most_pixels)
@@ -76,9 +86,10 @@ def _limited(most_pixels: int) -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS = before
 
 
-def _opened(stream: str | Path | io.BytesIO) -> ImageFile:
+def _opened(stream: io.BufferedIOBase) -> ImageFile:
+    file: Any = stream  # Pillow's signature asks for a class that no open file has
     try:
-        return Image.open(stream, formats=FORMATS[:-1])
+        return Image.open(file, formats=FORMATS[:-1])
     except UnidentifiedImageError:
         if _head(stream) != "heic":
             raise
@@ -86,26 +97,19 @@ def _opened(stream: str | Path | io.BytesIO) -> ImageFile:
         from pillow_heif import HeifImagePlugin  # noqa: F401  # registers itself with Pillow
     except ImportError as error:
         raise ImageError(f"HEIC: {MissingExtraError('pillow-heif', 'heif')}") from error
-    return Image.open(stream, formats=FORMATS[-1:])
+    return Image.open(file, formats=FORMATS[-1:])
 
 
-def _head(stream: str | Path | io.BytesIO) -> str | None:
+def _head(stream: io.BufferedIOBase) -> str | None:
     """What the first bytes say."""
-    if isinstance(stream, str | Path):
-        with Path(stream).open("rb") as file:
-            return kind_of(file.read(HEAD))
     stream.seek(0)
     kind = kind_of(stream.read(HEAD))
     stream.seek(0)
     return kind
 
 
-def _unidentified(stream: str | Path | io.BytesIO) -> str:
-    if isinstance(stream, str | Path):
-        empty = Path(stream).stat().st_size == 0
-    else:
-        empty = not stream.seek(0, io.SEEK_END)
-    if empty:
+def _unidentified(stream: io.BufferedIOBase) -> str:
+    if not stream.seek(0, io.SEEK_END):
         return "the file is empty"
     kind = _head(stream)
     if kind in IMAGES:

@@ -49,7 +49,7 @@ def file_entry(path: Path, id: str, most_pixels: int = MOST_PIXELS) -> Entry:
     """The image of a file, which may be none."""
     if path.exists() and not path.is_file():
         return refused(id, "not a file: a pipe, a socket, a device or a folder")
-    return Entry(id, partial(load_file, path, most_pixels=most_pixels), file_stamp(path))
+    return Entry(id, partial(decode, path, most_pixels=most_pixels), file_stamp(path))
 
 
 def _load_below(root: Path, id: str, most_pixels: int) -> Decoded:
@@ -57,19 +57,7 @@ def _load_below(root: Path, id: str, most_pixels: int) -> Decoded:
     name = raw_name(id)
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ImageError(f"the id {id!r} leads out of {root}")
-    return load_file(root / name, most_pixels=most_pixels)
-
-
-def load_file(path: Path, *, most_pixels: int = MOST_PIXELS) -> Decoded:
-    """The image in a file.
-
-    Raises:
-        ImageError: there is none, or it can't be read.
-    """
-    try:
-        return decode(path, most_pixels=most_pixels)
-    except OSError as error:
-        raise ImageError(f"can't be read ({error.strerror or error})") from error
+    return decode(root / name, most_pixels=most_pixels)
 
 
 def files_below(root: Path, tally: Tally, *, hidden: bool = False) -> Iterator[Path]:

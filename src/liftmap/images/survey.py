@@ -141,7 +141,7 @@ class Survey:
             yield f"colour is not looked at: the model is grey, {coloured} images are not"
 
 
-def _area(size: Size) -> float:
+def _area(size: Size) -> int:
     return size[0] * size[1]
 
 

@@ -1,7 +1,7 @@
 """Images in a Parquet column: as bytes, as {bytes, path} as `datasets` writes, or as paths."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,12 @@ from typing import Any
 from liftmap.errors import ImageError, SourceError
 from liftmap.images.decode import decode
 from liftmap.images.entry import Entry, Request, Stream, file_stamp, printable, reading
-from liftmap.images.folders import load_file
 from liftmap.images.picture import Decoded
 from liftmap.images.tally import Tally
 
-# what a column of images is customarily called; of several that could be, these go first
+# what columns of images, and of paths to them, are customarily called
 NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "pixels")
-PATHS = ("image", "img", "image_path", "img_path", "path", "file_path", "filepath", "file_name",
+PATHS = ("image_path", "img_path", "path", "file_path", "filepath", "file_name",
          "filename", "file")  # fmt: skip
 AT_ONCE = 64  # rows
 
@@ -51,25 +50,27 @@ def parquet_source(request: Request) -> Stream:
 
 
 def _image_column(schema: Any) -> str | None:
-    """The column that holds the images.
+    """The column that holds the images: marked as such, of a customary name, or the only one.
 
     Raises:
         SourceError: several could.
     """
-    if marked := _marked(schema):
-        return str(marked[0])
-    for kinds, customary in ((_holds_both, NAMES), (_holds_bytes, NAMES), (_holds_text, PATHS)):
-        found = [field.name for field in schema if kinds(field.type)]
-        named = [name for name in customary if name in found]
-        if not named and len(found) == 1 and kinds is not _holds_text:
-            named = [str(found[0])]
-        if named:
-            return named[0]
-        if found and kinds is not _holds_text:
-            raise SourceError(
-                f"several columns may hold the images: {', '.join(found)}; name one with --column"
-            )
-    return None
+    both, data, text = (
+        _of_type(schema, holds) for holds in (_holds_both, _holds_bytes, _holds_text)
+    )
+    marked = _marked(schema)
+    if named := marked or [n for found in (both, data, text) for n in NAMES if n in found]:
+        return named[0]
+    found = both or data
+    if len(found) > 1:
+        raise SourceError(
+            f"several columns may hold the images: {', '.join(found)}; name one with --column"
+        )
+    return next(iter(found or [name for name in PATHS if name in text]), None)
+
+
+def _of_type(schema: Any, holds: Callable[[Any], bool]) -> list[str]:
+    return [field.name for field in schema if holds(field.type)]
 
 
 def _marked(schema: Any) -> list[str]:
@@ -136,4 +137,4 @@ def _load(value: Any, folder: Path, most_pixels: int) -> Decoded:
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise ImageError(f"the path {name!r} leads out of {folder}: it is not followed")
-    return load_file(path, most_pixels=most_pixels)
+    return decode(path, most_pixels=most_pixels)
