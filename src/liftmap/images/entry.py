@@ -4,6 +4,7 @@ Memory doesn't grow with the number of images: folders are listed as they are wa
 arrays are read row by row.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,6 +104,46 @@ def readable(source: Source) -> Iterator[tuple[str, Image.Image]]:
             yield entry.id, entry.load()
         except ImageError:
             continue
+
+
+# what a name may hold and a table or a terminal can't; and what would look as if it were escaped
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]|\\(?=x[0-9A-Fa-f]{2})")
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+
+
+def printable(name: str) -> str:
+    r"""A file's name as an id that any table, terminal and JSON can hold; `raw_name` undoes it.
+
+    Control characters, and bytes that are not UTF-8 (which Python keeps as lone surrogates), become
+    \xNN, a byte each; so does the backslash of what looks like that already.
+
+    >>> printable("caf\udce9\n.png")
+    'caf\\xe9\\x0a.png'
+    >>> printable(r"a\x41b\c.png")
+    'a\\x5cx41b\\c.png'
+    """
+    return _UNPRINTABLE.sub(lambda found: _as_bytes(found[0]), name)
+
+
+def _as_bytes(character: str) -> str:
+    try:
+        code = character.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # no byte of a name, as on systems that name files in UTF-16
+        code = character.encode("utf-8", "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in code)
+
+
+def raw_name(id: str) -> str:
+    r"""The name that `printable` made an id of, as Python's file functions take it.
+
+    >>> raw_name(r"caf\xe9\x0a.png")
+    'caf\udce9\n.png'
+    >>> raw_name(r"a\x5cx41b\c.png")
+    'a\\x41b\\c.png'
+    """
+    code = id.encode("utf-8", "surrogateescape")
+    code = _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), code)
+    return code.decode("utf-8", "surrogateescape")
 
 
 @contextmanager

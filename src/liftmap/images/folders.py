@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from liftmap.errors import ImageError, SourceError
-from liftmap.images.entry import SUFFIXES, Entry, Request, Stream
+from liftmap.images.entry import SUFFIXES, Entry, Request, Stream, printable, raw_name
 from liftmap.images.prepare import decode
 
 
@@ -26,7 +26,8 @@ def folder_source(request: Request) -> Stream:
     return Stream(
         request.spec,
         lambda: (
-            Entry(p.relative_to(root).as_posix(), partial(load_file, p)) for p in _images(root)
+            Entry(printable(p.relative_to(root).as_posix()), partial(load_file, p))
+            for p in _images(root)
         ),
         lambda: sum(1 for _ in _images(root)),
         find=lambda id: Entry(id, partial(_load_below, root, id)),
@@ -43,9 +44,10 @@ def image_source(request: Request) -> Stream:
 
 def _load_below(root: Path, id: str) -> Image.Image:
     """The image of an id that may come from a stranger's table: it must not lead elsewhere."""
-    if Path(id).is_absolute() or ".." in Path(id).parts:
+    name = Path(raw_name(id))
+    if name.is_absolute() or ".." in name.parts:
         raise ImageError(f"the id {id!r} leads out of {root}")
-    return load_file(root / id)
+    return load_file(root / name)
 
 
 def load_file(path: Path) -> Image.Image:
