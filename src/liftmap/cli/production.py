@@ -34,6 +34,14 @@ if TYPE_CHECKING:
     from liftmap.engines.arrivals import Arrival
     from liftmap.engines.watch import Watched
 
+PatienceOption = Annotated[
+    float,
+    typer.Option(
+        help="Seconds that a file which can't be read must be unchanged, until it is skipped.",
+        min=0.0,
+    ),
+]
+
 
 def watch(
     model: ModelOption,
@@ -51,13 +59,7 @@ def watch(
         ),
     ] = 100_000.0,
     every: Annotated[float, typer.Option(help="Seconds between looks at the folder.")] = 2.0,
-    patience: Annotated[
-        float,
-        typer.Option(
-            help="Seconds that a file which can't be read must be unchanged, until it is skipped.",
-            min=0.0,
-        ),
-    ] = 60.0,
+    patience: PatienceOption = 60.0,
     stop_at_alarm: Annotated[
         bool, typer.Option("--stop-at-alarm", help="End with exit code 4 when drift is announced.")
     ] = False,
@@ -95,13 +97,16 @@ def watch(
             stop=stop,
             on_batch=news,
         )
-    console.print(
-        f"{seen.images} images, {seen.flagged} flagged, {seen.skipped} skipped, {seen.alarms} "
-        f"alarms; evidence of drift {seen.evidence:.3g} of {seen.run:g}; written: "
-        f"{escape(str(output))}"
-    )
+    console.print(f"{_counts(seen)}; written: {escape(str(output))}")
     if stop_at_alarm and news.new:
         raise typer.Exit(4)
+
+
+def _counts(seen: "Watched") -> str:
+    return (
+        f"{seen.images} images, {seen.flagged} flagged, {seen.skipped} skipped, {seen.alarms} "
+        f"alarms; evidence of drift {seen.evidence:.3g} of {seen.run:g}"
+    )
 
 
 def _arrivals(
