@@ -11,7 +11,7 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "liftmap needs Python 3.11 or newer"'
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[hub,pretrained,adapters,serve,ray,docs,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[hub,heif,pretrained,adapters,serve,ray,docs,dev]'
 	touch $(INSTALLED)
 
 demo: install

@@ -374,6 +374,7 @@ def test_folders_and_pipes_with_an_images_name_hold_nothing_up(
     (looking.folder / "folder.png").mkdir()
     with Watch(detector, looking.output) as watching:
         assert looking.after(100.0, watching) == (1, 0)
+        assert looking.after(100.0, watching) == (2, 1), "the pipe has had its time"
     with pytest.raises(SourceError, match="is no folder"):
         next(from_folder(looking.folder / "000.png", threading.Event()))
     lines = [str(looking.folder / name) for name in ("pipe.png", "folder.png", "bad\0.png")]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from liftmap.errors import ImageError, SourceError
 from liftmap.images.entry import Source, take
+from liftmap.images.prepare import to_image
 from liftmap.images.sources import open_source
 
 SHADES = [10, 80, 200]
@@ -90,7 +91,7 @@ MAKERS = [make_folder, make_zip, make_tar, make_npz, make_keyed, make_npy, make_
 
 
 def shades(source: Source) -> list[int]:
-    return [int(np.asarray(e.load().convert("L"))[0, 0]) for e in source]
+    return [int(np.asarray(to_image(e.load()).convert("L"))[0, 0]) for e in source]
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda m: m.__name__)
@@ -136,10 +137,13 @@ def test_parquet_takes_its_ids_and_a_named_column(tmp_path: Path) -> None:
 
     table = pa.table({"id": ["x", "y"], "a": [png(1), png(2)], "b": [png(3), None]})
     pq.write_table(table, tmp_path / "p.parquet")
-    assert [e.id for e in open_source(tmp_path / "p.parquet")] == ["x", "y"]
+    with pytest.raises(SourceError, match=r"several columns may hold the images: a, b.*--column"):
+        open_source(tmp_path / "p.parquet")
+    first = open_source(tmp_path / "p.parquet", column="a")
+    assert [e.id for e in first] == ["x", "y"]
     second = list(open_source(tmp_path / "p.parquet", column="b"))
     assert second[0].load().getpixel((0, 0)) == 3
-    with pytest.raises(ImageError, match="no image bytes"):
+    with pytest.raises(ImageError, match="neither image bytes nor a path"):
         second[1].load()
     with pytest.raises(SourceError, match="no column c"):
         open_source(tmp_path / "p.parquet", column="c")
@@ -188,7 +192,7 @@ def test_what_is_not_there_is_named(spec: str, message: str) -> None:
 
 def test_an_unknown_kind_lists_what_would_work(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"x")
-    with pytest.raises(SourceError, match=r"\.zip, \.tar.*torchvision:NAME:split"):
+    with pytest.raises(SourceError, match=r"\(zip, tar\).*torchvision:NAME:split"):
         open_source(tmp_path / "film.mp4")
 
 
@@ -196,7 +200,7 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="the folder is empty"):
         open_source(tmp_path)
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(SourceError, match=r"1 files of other kinds.*\.png"):
+    with pytest.raises(SourceError, match=r"passed over, no images: 1 \.txt"):
         open_source(tmp_path)
 
 
@@ -264,22 +268,24 @@ def test_unsafe_names_in_archives_are_never_followed(tmp_path: Path, name: str) 
 @pytest.mark.parametrize("name", ["z.zip", "t.tar", "n.npz", "n.npy", "p.parquet", "i-ubyte.gz"])
 def test_damaged_containers_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"not what the name says")
-    with pytest.raises(SourceError, match="can't be read"):
+    with pytest.raises(SourceError, match=r"can't be read|IDX number"):
         open_source(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros((3, 5)),
-        np.zeros((3, 5, 5, 2), np.uint8),
-        np.zeros((3, 5, 5), np.int64),
-        np.zeros((3, 4, 4), "S3"),
+        np.zeros(5),
+        np.zeros((3, 3, 5, 5), np.uint8),
+        np.zeros((2, 3, 5, 5, 3), np.uint8),
+        np.zeros((3, 5, 5), "S3"),
+        np.zeros((3, 5, 5), np.complex64),
+        np.asfortranarray(np.zeros((3, 5, 5))),
     ],
 )
 def test_arrays_of_the_wrong_kind_are_refused(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "n.npy", array)
-    with pytest.raises(SourceError, match=r"need uint8, uint16 or floats"):
+    with pytest.raises(SourceError, match="need numbers of shape"):
         open_source(tmp_path / "n.npy")
 
 
@@ -311,8 +317,8 @@ def test_nan_in_one_row_costs_that_row(tmp_path: Path) -> None:
     np.save(tmp_path / "n.npy", array)
     entries = list(open_source(tmp_path / "n.npy"))
     with pytest.raises(ImageError, match="1 of 30 values are NaN"):
-        entries[1].load()
-    assert entries[2].load().getpixel((0, 0)) == 200
+        to_image(entries[1].load())
+    assert to_image(entries[2].load()).getpixel((0, 0)) == 200
 
 
 def test_labels_and_truncated_idx_files_are_named(tmp_path: Path) -> None:
@@ -326,7 +332,7 @@ def test_labels_and_truncated_idx_files_are_named(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
     def peak(count: int) -> int:
-        np.savez_compressed(tmp_path / "n.npz", images=np.zeros((count, 4, 4), np.uint8))
+        np.savez_compressed(tmp_path / "n.npz", images=np.zeros((count, 5, 5), np.uint8))
         source = open_source(tmp_path / "n.npz")
         tracemalloc.start()
         total = sum(1 for _ in source)

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from liftmap.cli import models, production, research, use
+from liftmap.cli import check, models, production, research, use
 from liftmap.cli.base import app
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "check": check.check,
     "train": use.train,
     "calibrate": use.calibrate,
     "score": use.score,

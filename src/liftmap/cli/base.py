@@ -1,5 +1,6 @@
 """What all commands share: the group, their options, and how they open what those name."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -52,15 +53,21 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Finds the images that don't belong, from normal images alone.\n\n"
-    "SOURCE is a folder, a .zip or .tar, file.npz:key, .npy, IDX .gz, .parquet, "
-    "torchvision:NAME:split (with --root) or hf:NAME:split, and any of them with \\[start:stop] "
-    "at its end. MODEL is a folder that `train` wrote, a packaged name (fashion-mnist) or a "
-    "diffusers hub id.",
-    epilog="Start with:  liftmap demo   |   liftmap train NORMAL_IMAGES --output model   |   "
+    "SOURCE is a folder, an image, a zip or tar archive, file.npz:key, .npy, IDX, Parquet (each "
+    "under any name), 'a pattern/*.png', @a_list_of_names.txt, torchvision:NAME:split (with "
+    "--root) or hf:NAME:split, and any of them with \\[start:stop] at its end. MODEL is a folder "
+    "that `train` wrote, a packaged name (fashion-mnist) or a diffusers hub id.",
+    epilog="Start with:  liftmap demo   |   liftmap check IMAGES   |   "
+    "liftmap train NORMAL_IMAGES --output model   |   "
     "liftmap score NEW_IMAGES --model model --output scores.parquet",
 )
 
-SourceArgument = Annotated[str, typer.Argument(help="Images: folder, archive, array, name.")]
+SourceArgument = Annotated[
+    list[str],
+    typer.Argument(
+        help="Images: folders, files, archives, arrays, 'patterns/*.png', @a_list_of_names.txt."
+    ),
+]
 ModelOption = Annotated[str, typer.Option(help="Model folder, packaged name or hub id.")]
 MethodOption = Annotated[
     str,
@@ -78,6 +85,24 @@ DistanceOption = Annotated[
 LimitOption = Annotated[int | None, typer.Option(help="Only the first N images.", min=1)]
 RootOption = Annotated[
     Path | None, typer.Option(help="Folder of torchvision's data sets, for torchvision:NAME:split.")
+]
+ColumnOption = Annotated[
+    str | None, typer.Option(help="Parquet column of the images; found by its type and name.")
+]
+HiddenOption = Annotated[
+    bool, typer.Option("--hidden", help="Also hidden files, and what systems leave behind.")
+]
+PixelsOption = Annotated[
+    int | None,
+    typer.Option("--most-pixels", help="Of an image, where Pillow's limit is too low.", min=4),
+]
+RangeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        help="LOW:HIGH, the values of black and white in images of more than 8 bits, as 0:4095; "
+        "kept with the model.",
+    ),
 ]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Let torchvision download.")]
 RateOption = Annotated[
@@ -103,8 +128,6 @@ GpusOption = Annotated[float, typer.Option(help="Of each of Ray's workers.")]
 
 def method_of(name: str, steps: int | None, attempts: int | None, distance: str | None) -> "Method":
     """The named method with what the command line changes in it."""
-    from dataclasses import replace
-
     from liftmap.stages.method import find_method
 
     method = find_method(name)
@@ -118,22 +141,68 @@ def method_of(name: str, steps: int | None, attempts: int | None, distance: str 
 
 
 def load_detector(
-    model: str, method: "Method", device: str | None, precision: str | None, at_once: int | None
+    model: str,
+    method: "Method",
+    device: str | None,
+    precision: str | None,
+    at_once: int | None,
+    value_range: str | None = None,
 ) -> "Detector":
     from liftmap.detector import Detector
+    from liftmap.model import Model
 
     if precision not in (None, "bf16", "float32"):
         raise SettingsError(f"--precision {precision}: need bf16 or float32")
-    return Detector.from_pretrained(
-        model, method=method, device=device, precision=precision, at_once=at_once
-    )
+    loaded = Model.load(model)
+    if value_range is not None:
+        preparation = replace(loaded.preparation, value_range=range_of(value_range))
+        loaded = replace(loaded, preparation=preparation)
+    options: dict[str, Any] = {"device": device, "precision": precision, "at_once": at_once}
+    return Detector(loaded, method=method, **options)
 
 
-def open_images(spec: str, root: Path | None, download: bool, limit: int | None) -> "Source":
+def size_of(text: str) -> tuple[int, int]:
+    """--size taken apart: (height, width)."""
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise SettingsError(f"--size {text}: need pixels such as 32, or HEIGHTxWIDTH such as 32x64")
+    return int(parts[0]), int(parts[-1])
+
+
+def range_of(text: str | None) -> "tuple[float, float] | None":
+    """LOW:HIGH, taken apart."""
+    if text is None:
+        return None
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError as error:
+        raise SettingsError(f"--range {text}: need LOW:HIGH, such as 0:4095") from error
+
+
+def open_images(
+    spec: str | list[str],
+    root: Path | None = None,
+    download: bool = False,
+    limit: int | None = None,
+    *,
+    column: str | None = None,
+    hidden: bool = False,
+    most_pixels: int | None = None,
+) -> "Source":
+    from liftmap.images.decode import MOST_PIXELS
     from liftmap.images.entry import take
     from liftmap.images.sources import open_source
 
-    return take(open_source(spec, root=root, download=download), limit)
+    opened = open_source(
+        spec,
+        root=root,
+        download=download,
+        column=column,
+        hidden=hidden,
+        most_pixels=most_pixels or MOST_PIXELS,
+    )
+    return take(opened, limit)
 
 
 def report_on(

@@ -11,15 +11,19 @@ from liftmap.cli.base import (
     AddressOption,
     AtOnceOption,
     AttemptsOption,
+    ColumnOption,
     DeviceOption,
     DistanceOption,
     DownloadOption,
     EngineOption,
     GpusOption,
+    HiddenOption,
     LimitOption,
     MethodOption,
     ModelOption,
+    PixelsOption,
     PrecisionOption,
+    RangeOption,
     RateOption,
     RootOption,
     SourceArgument,
@@ -31,8 +35,11 @@ from liftmap.cli.base import (
     method_of,
     open_images,
     print_about,
+    range_of,
     report_on,
+    size_of,
 )
+from liftmap.cli.check import check_looked_at, look_first, say_what_was_passed_over
 from liftmap.errors import ImageError, SettingsError
 
 if TYPE_CHECKING:
@@ -60,12 +67,16 @@ def train(
         int, typer.Option(help="No fewer than so many are kept, up to a fifth of all.")
     ] = 125,
     hold_out_most: Annotated[int, typer.Option(help="At most so many are kept.")] = 2000,
+    value_range: RangeOption = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     save_every: Annotated[float, typer.Option(help="Minutes between saved states.")] = 3.0,
     method: MethodOption = "fast",
     limit: LimitOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
+    column: ColumnOption = None,
+    hidden: HiddenOption = False,
+    most_pixels: PixelsOption = None,
 ) -> None:
     """Learn the normal images, and calibrate on some that are kept from training."""
     from liftmap.cli.progress import FitProgress
@@ -75,19 +86,23 @@ def train(
     from liftmap.images.prepare import Preparation
     from liftmap.images.store import HoldOut
 
-    height, width = _size(size)
+    height, width = size_of(size)
     minutes = 40.0 if steps is minutes is None else minutes
     settings = TrainingSettings(
         steps, minutes, batch, learning_rate, flip=flip, seed=seed, save_every_minutes=save_every
     )
-    opened = open_images(source, root, download, limit)
+    opened = open_images(
+        source, root, download, limit, column=column, hidden=hidden, most_pixels=most_pixels
+    )
     shown = console if is_main_process() else Console(quiet=True)
+    preparation = Preparation(height, width, channels, fit, range_of(value_range))
+    look_first(opened, preparation, to=shown)
     with FitProgress(shown, settings, opened.count()) as listener:
         detector = Detector.fit(
             opened,
             output,
             preset=preset,
-            preparation=Preparation(height, width, channels, fit),
+            preparation=preparation,
             training=settings,
             hold_out=HoldOut(hold_out, hold_out_most, hold_out_least),
             initial=initial,
@@ -96,6 +111,7 @@ def train(
             method=method,
         )
     if is_main_process():
+        say_what_was_passed_over(opened)
         print_about(detector.model)
         console.print(f"next: liftmap score NEW_IMAGES --model {output} --output scores.parquet")
 
@@ -104,6 +120,7 @@ def calibrate(
     source: SourceArgument,
     model: Annotated[str, typer.Option(help="Model folder; its liftmap.json is updated.")],
     method: MethodOption = "fast",
+    value_range: RangeOption = None,
     engine: EngineOption = "local",
     address: AddressOption = None,
     workers: WorkersOption = 2,
@@ -114,6 +131,9 @@ def calibrate(
     limit: LimitOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
+    column: ColumnOption = None,
+    hidden: HiddenOption = False,
+    most_pixels: PixelsOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     at_once: AtOnceOption = None,
@@ -127,15 +147,18 @@ def calibrate(
         raise SettingsError(
             f"--model {model}: need a model folder that can be written; copy the model first"
         )
-    detector = load_detector(
-        model, method_of(method, steps, attempts, distance), device, precision, at_once
+    chosen = method_of(method, steps, attempts, distance)
+    detector = load_detector(model, chosen, device, precision, at_once, value_range)
+    opened = open_images(
+        source, root, download, limit, column=column, hidden=hidden, most_pixels=most_pixels
     )
-    opened = open_images(source, root, download, limit)
+    look_first(opened, detector.preparation, detector=detector)
     scoring = Engine(engine, address, workers, gpus_per_worker)
     with ScoreProgress(console, opened.count()) as on_batch:
         calibrate_folder(
             detector, opened, Path(model), engine=scoring, root=root, on_batch=on_batch
         )
+    say_what_was_passed_over(opened)
     print_about(detector.model)
 
 
@@ -154,9 +177,13 @@ def score(
     fail_if_flagged: Annotated[
         float | None, typer.Option(help="Exit with 3 if more than this share is flagged.")
     ] = None,
+    most_skipped: Annotated[
+        float, typer.Option(help="Exit with 5 if more than this share can't be used.", min=0, max=1)
+    ] = 0.1,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON, for scripts.")
     ] = False,
+    value_range: RangeOption = None,
     engine: EngineOption = "local",
     address: AddressOption = None,
     workers: WorkersOption = 2,
@@ -167,13 +194,17 @@ def score(
     limit: LimitOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
+    column: ColumnOption = None,
+    hidden: HiddenOption = False,
+    most_pixels: PixelsOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     at_once: AtOnceOption = None,
 ) -> None:
     """Score images into a table; a stopped run goes on when the same command is run again.
 
-    Exit codes: 0 done, 1 an error, 3 more flagged than --fail-if-flagged allows, 130 interrupted.
+    Exit codes: 0 done, 1 an error, 3 more flagged than --fail-if-flagged allows, 5 more than
+    --most-skipped could not be used, or a folder not be listed, 130 interrupted.
     """
     from liftmap.cli.progress import ScoreProgress
     from liftmap.engines.engine import Engine
@@ -184,18 +215,23 @@ def score(
     tables = (".parquet",) if engine == "local" else ("",)
     if report and (uncalibrated or output.suffix.lower() not in tables):
         raise SettingsError("--report: need a .parquet --output, with decisions")
-    detector = load_detector(
-        model, method_of(method, steps, attempts, distance), device, precision, at_once
+    chosen = method_of(method, steps, attempts, distance)
+    detector = load_detector(model, chosen, device, precision, at_once, value_range)
+    opened = open_images(
+        source, root, download, limit, column=column, hidden=hidden, most_pixels=most_pixels
     )
-    opened = open_images(source, root, download, limit)
+    told = complaints if as_json else console
+    look_first(opened, detector.preparation, detector=detector, to=told)
     to: Upto = "scores" if uncalibrated else "decisions"
-    with ScoreProgress(complaints if as_json else console, opened.count()) as on_batch:
+    with ScoreProgress(told, opened.count()) as on_batch:
         summary = scoring.score(
             detector, opened, output, to, on_batch, false_alarms=false_alarms, root=root
         )
     _print_summary(summary, output, None if uncalibrated else false_alarms, as_json=as_json)
+    say_what_was_passed_over(opened, told)
     if report:
         report_on(output, detector, opened, report, false_alarms, opened.name)
+    check_looked_at(opened, summary.scored, summary.skipped, most_skipped)
     if fail_if_flagged is not None and summary.flagged > fail_if_flagged * summary.scored:
         raise typer.Exit(3)
 
@@ -207,13 +243,15 @@ def explain(
         "explained.png"
     ),
     method: MethodOption = "fast",
+    value_range: RangeOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
 ) -> None:
     """Why an image was flagged: what was hidden, what the model drew there, where it differs."""
     from liftmap.stages.explanation import draw_explanations
 
-    detector = load_detector(model, method_of(method, None, None, None), device, precision, None)
+    chosen = method_of(method, None, None, None)
+    detector = load_detector(model, chosen, device, precision, None, value_range)
     found, titles = [], []
     for path in images:
         try:
@@ -231,7 +269,9 @@ def explain(
 
 def report(
     scores: Annotated[Path, typer.Argument(help="Table that score wrote: .parquet.")],
-    source: Annotated[str, typer.Option(help="The images that were scored.")],
+    source: Annotated[
+        list[str], typer.Option(help="The images that were scored; may be repeated.")
+    ],
     model: ModelOption,
     output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     method: MethodOption = "fast",
@@ -248,24 +288,22 @@ def report(
         typer.Option(help="Table of scores of images known to be OOD, likewise; may be repeated."),
     ] = None,
     root: RootOption = None,
+    column: ColumnOption = None,
+    hidden: HiddenOption = False,
+    most_pixels: PixelsOption = None,
+    value_range: RangeOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
 ) -> None:
     """One HTML file: what was flagged, why and how sure, with pictures, filters and drift."""
     from liftmap.engines.tables import read_scores
 
-    detector = load_detector(model, method_of(method, None, None, None), device, precision, None)
-    opened = open_images(source, root, False, None)
+    chosen = method_of(method, None, None, None)
+    detector = load_detector(model, chosen, device, precision, None, value_range)
+    opened = open_images(source, root, column=column, hidden=hidden, most_pixels=most_pixels)
     known = {path.stem: read_scores(path) for path in ood_scores or []}
     labels = {"ood_ids": ood_ids, "ood_scores": known}
     report_on(scores, detector, opened, output, false_alarms, title or opened.name, **labels)
-
-
-def _size(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(p.isdigit() and int(p) > 0 for p in parts):
-        raise SettingsError(f"--size {text}: need pixels such as 32, or HEIGHTxWIDTH such as 32x64")
-    return int(parts[0]), int(parts[-1])
 
 
 def _print_summary(

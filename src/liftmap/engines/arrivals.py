@@ -13,11 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from PIL.Image import Image
-
 from liftmap.errors import ImageError, SourceError
 from liftmap.images.entry import Entry, printable, raw_name
 from liftmap.images.folders import load_file
+from liftmap.images.picture import Decoded
 from liftmap.images.sources import open_source
 
 SETTLE = 1.0  # seconds; a file that was changed since is left alone
@@ -79,7 +78,7 @@ class _Sighting:
 
 
 def _stamp(path: Path) -> _Stamp | None:
-    """None if there is no such file, or it is none to be read: a pipe would wait for its writer."""
+    """None if there is no such file, or it is no ordinary one, as a pipe."""
     try:
         found = path.stat()
     except (OSError, ValueError):  # gone again; a name with a zero byte
@@ -117,7 +116,7 @@ def from_folder(
             sighting = known[entry.id] = _again(before.get(entry.id), stamp)
             if turn := sighting.due(settle, patience):
                 arrival = Arrival(entry, "record" if turn == "last" else "leave")
-                found.append((stamp.written, entry.id, arrival))
+                found.append((stamp.written if stamp else 0, entry.id, arrival))
         yield [arrival for *_, arrival in sorted(found, key=lambda item: item[:2])]
         stop.wait(every)
 
@@ -127,11 +126,13 @@ def _again(before: _Sighting | None, stamp: _Stamp | None) -> _Sighting:
     return before if before is not None and before.stamp == stamp else _Sighting(stamp)
 
 
-def _listed(folder: Path) -> Iterator[tuple[Entry, _Stamp]]:
+def _listed(folder: Path) -> Iterator[tuple[Entry, _Stamp | None]]:
     """The images of a folder and how their files are now; none while it has none."""
     try:
         for entry in open_source(folder):
-            if stamp := _stamp(folder / raw_name(entry.id)):
+            path = folder / raw_name(entry.id)
+            stamp = _stamp(path)
+            if stamp is not None or path.exists():
                 yield entry, stamp
     except (OSError, SourceError) as error:
         if not folder.is_dir():
@@ -204,17 +205,17 @@ def _once_more(broken: dict[str, _Sighting], settle: float, patience: float) -> 
             yield Arrival(_entry(path, partial(_load, Path(path))))
 
 
-def _entry(path: str, load: Callable[[], Image]) -> Entry:
+def _entry(path: str, load: Callable[[], Decoded]) -> Entry:
     return Entry(printable(path), load)
 
 
-def _load(path: Path) -> Image:
-    if _stamp(path) is None and path.exists():
-        raise ImageError("a folder, or a pipe or a device: no image file")
+def _load(path: Path) -> Decoded:
+    if path.exists() and not path.is_file():  # a pipe would wait for its writer
+        raise ImageError("not a file: a pipe, a socket, a device or a folder")
     return load_file(path)
 
 
-def _tried(broken: dict[str, _Sighting], path: str) -> Image:
+def _tried(broken: dict[str, _Sighting], path: str) -> Decoded:
     """The image of a path, which is noted among the broken ones if it can't be read."""
     stamp = _stamp(Path(path))  # before it is read: if it changes meanwhile, it has changed
     try:

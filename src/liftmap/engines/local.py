@@ -185,7 +185,7 @@ class Scoring:
 
     def rows(self, entries: list[Entry]) -> list[Row]:
         """The rows of a few images; one that can't be read costs itself alone."""
-        pixels, reasons = prepare_entries(self.detector.preparation, entries)
+        pixels, reasons, _ = prepare_entries(self.detector.preparation, entries)
         values = self._values(torch.stack(pixels)) if pixels else iter(())
         empty = dict.fromkeys(("score", "p_value", "is_ood", "attempts", "distances", "norms"))
         return [

@@ -129,7 +129,7 @@ class Participant:
         found = [torch.empty(0, entrant.column + 1)]
         images, begun, entries = 0, time.monotonic(), iter(source)
         while pending := list(islice(entries, scorer.batch)):
-            pixels, _ = prepare_entries(scorer.preparation, pending)
+            pixels, *_ = prepare_entries(scorer.preparation, pending)
             if pixels:
                 found.append(entrant.columns(scorer, torch.stack(pixels)))
             images += len(pending)

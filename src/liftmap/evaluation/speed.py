@@ -108,6 +108,14 @@ def measure_speed(
     ]
 
 
+def seconds_an_image(detector: Detector, pixels: UInt8[Tensor, "b c h w"]) -> float:
+    """About how long an image takes with all its attempts, by a look of a second or so."""
+    short = _shortened(detector)
+    _briefly(short).measure(pixels)
+    seconds = _seconds(lambda: short.measure(pixels), detector.device)
+    return seconds / len(pixels) * detector.method.evaluations / short.method.evaluations
+
+
 def latency(
     detector: Detector, pixels: UInt8[Tensor, "b c h w"], *, rounds: int = 20
 ) -> tuple[float, float]:

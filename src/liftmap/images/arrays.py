@@ -1,4 +1,4 @@
-"""Images as rows of arrays and tables: .npz, .npy, IDX, Parquet; read by row, never unpickled."""
+"""Images as rows of arrays: .npz, .npy, IDX; read by row, never unpickled."""
 
 import gzip
 import math
@@ -7,38 +7,44 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from liftmap.errors import ImageError, SourceError
-from liftmap.images.entry import Entry, Request, Stream, reading
-from liftmap.images.prepare import MOST_PIXELS, decode, to_image
+from liftmap.errors import SourceError
+from liftmap.images.decode import MOST_PIXELS
+from liftmap.images.entry import Entry, Request, Stream, file_stamp, reading
+from liftmap.images.picture import Decoded, of_array
 
 IDX_IMAGES = 2051  # magic number of an unsigned-byte array with three axes (LeCun's IDX format)
+BLOCK = 2**20  # values that are looked at together, for an array's range
 
 
-def npz_source(request: Request) -> Stream:
-    """One array of an .npz, `file.npz:key`, key "images" by default; ids are row numbers."""
-    name, _, key = request.spec.partition(".npz:")
-    path = Path(f"{name}.npz" if key else request.spec)
-    member = f"{key or 'images'}.npy"
+def npz_source(request: Request, key: str | None = None) -> Stream:
+    """One array of an .npz, by its key: the one named "images", or the only one there is.
+
+    Ids are row numbers.
+    """
+    path = Path(request.spec)
     with reading(path, "an array"), zipfile.ZipFile(path) as archive:
-        members = archive.namelist()
-    if member not in members:
-        keys = ", ".join(m.removesuffix(".npy") for m in members)
+        keys = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
+    chosen = key or ("images" if "images" in keys or len(keys) != 1 else keys[0])
+    if chosen not in keys:
         raise SourceError(
-            f"{path} has no array {key or 'images'!r}: it has {keys}; use file.npz:key"
+            f"{path} has no array {chosen!r}: it has {', '.join(keys)}; use {path}:KEY"
         )
-    return _array_stream(request.spec, lambda: _ZipMember(path, member))
+    name = f"{path}:{key}" if key else request.spec
+    opened = partial(_ZipMember, path, f"{chosen}.npy")
+    return _array_stream(replace(request, spec=name), opened, file_stamp(path))
 
 
 def npy_source(request: Request) -> Stream:
     """The rows of an .npy file; ids are row numbers."""
-    return _array_stream(request.spec, lambda: Path(request.spec).open("rb"))
+    path = Path(request.spec)
+    return _array_stream(request, lambda: path.open("rb"), file_stamp(path))
 
 
 class _ZipMember:
@@ -59,14 +65,33 @@ class _ZipMember:
 OpenFile = Callable[[], AbstractContextManager[Any]]
 
 
-def _array_stream(name: str, opened: OpenFile) -> Stream:
+@dataclass(frozen=True)
+class _Header:
+    """An array of images: how many, each one's shape, and what its values are."""
+
+    count: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _array_stream(request: Request, opened: OpenFile, stamp: str | None) -> Stream:
+    name = request.spec
     with reading(name, "an array"), opened() as file:
-        shape, _ = _header(name, file)
-    return Stream(name, lambda: _rows(name, opened), lambda: shape[0])
+        header = _header(name, file)
+    extent = cache(lambda: _extent(name, header, opened))  # by a walk of its own, once
+    return Stream(
+        name,
+        lambda: _rows(name, header, opened, extent, stamp),
+        lambda: header.count,
+    )
 
 
-def _header(name: str, file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array of images, from its header alone."""
+def _header(name: str, file: Any) -> _Header:
+    """What an array of images is, from its header alone."""
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
@@ -74,19 +99,17 @@ def _header(name: str, file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     shape, by_column, dtype = read[np.lib.format.read_magic(file)](file)
     if dtype.hasobject:
         raise SourceError(f"{name} holds Python objects: need uint8 images; pickles are not read")
-    images = len(shape) in (3, 4) and (len(shape) == 3 or shape[3] in (1, 3, 4))
-    if (
-        by_column
-        or not images
-        or dtype.kind not in "uf"
-        or (dtype.kind == "u" and dtype.itemsize > 2)
-    ):
+    if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 2, 3, 4)):
+        shape = (1, *shape)  # one image: rows of two or three pixels are nobody's images
+    fits = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 2, 3, 4))
+    if (by_column and len(shape) > 1) or not fits or dtype.kind not in "uifb":
         raise SourceError(
-            f"{name} holds {dtype} {shape}: need uint8, uint16 or floats in [0, 1] of shape "
-            "(n, h, w) or (n, h, w, channels) in row order"
+            f"{name} holds {dtype} {shape}{', column by column' if by_column else ''}: need "
+            "numbers of shape (n, h, w) or (n, h, w, channels), or one image (h, w) or "
+            "(h, w, channels), in row order"
         )
     _check_size(name, shape[1], shape[2])
-    return shape, dtype
+    return _Header(shape[0], shape[1:], dtype)
 
 
 def _check_size(name: str, height: int, width: int) -> None:
@@ -97,30 +120,62 @@ def _check_size(name: str, height: int, width: int) -> None:
         )
 
 
-def _rows(name: str, opened: OpenFile) -> Iterator[Entry]:
+Extent = tuple[float | None, float | None]
+
+
+def _extent(name: str, header: _Header, opened: OpenFile) -> Extent:
+    """The least and the greatest finite value of the whole array, where its range is in question.
+
+    A dark image of an array from 0 to 255 must not be taken for a bright one from 0 to 1.
+    """
+    if header.dtype.kind in "ub" and header.dtype.itemsize <= 2:
+        return None, None
+    low, high = math.inf, -math.inf
     with reading(name, "an array"), opened() as file:
-        shape, dtype = _header(name, file)
-        size = math.prod(shape[1:]) * dtype.itemsize
-        for row in range(shape[0]):
-            data = _read_up_to(file, size)
-            if len(data) < size:
-                raise SourceError(f"{name} is truncated at row {row} of {shape[0]}")
-            yield Entry(str(row), partial(_load_row, data, shape[1:], dtype))
+        _header(name, file)
+        while data := _read_up_to(file, BLOCK * header.dtype.itemsize):
+            whole = len(data) - len(data) % header.dtype.itemsize
+            values = np.frombuffer(data[:whole], header.dtype)
+            finite = values[np.isfinite(values)]
+            if finite.size:
+                low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return (low, high) if low <= high else (None, None)
 
 
-def _load_row(data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Image.Image:
-    return to_image(np.frombuffer(data, dtype).reshape(shape))
+def _rows(
+    name: str,
+    header: _Header,
+    opened: OpenFile,
+    extent: Callable[[], Extent],
+    stamp: str | None,
+) -> Iterator[Entry]:
+    low, high = extent()
+    with reading(name, "an array"), opened() as file:
+        _header(name, file)
+        for row in range(header.count):
+            data = _read_up_to(file, header.row_bytes)
+            if len(data) < header.row_bytes:
+                raise SourceError(f"{name} is truncated at row {row} of {header.count}")
+            yield Entry(str(row), partial(_load_row, data, header, low, high), stamp)
+
+
+def _load_row(data: bytes, header: _Header, low: float | None, high: float | None) -> Decoded:
+    values = np.frombuffer(data, header.dtype).reshape(header.shape)
+    native = values.astype(header.dtype.newbyteorder("="), copy=False)
+    return of_array(native, low=low, high=high)
 
 
 def idx_source(request: Request) -> Stream:
-    """The images of an IDX file, plain or .gz, as MNIST and its kin are published."""
+    """The images of an IDX file, plain or compressed, as MNIST and its kin are published."""
     path = Path(request.spec)
     count = _idx_header(path)[0]
     return Stream(request.spec, lambda: _idx_rows(path), lambda: count)
 
 
 def _open_idx(path: Path) -> Any:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else path.open("rb")
 
 
 def _idx_header(path: Path) -> tuple[int, int, int]:
@@ -134,13 +189,14 @@ def _idx_header(path: Path) -> tuple[int, int, int]:
 
 def _idx_rows(path: Path) -> Iterator[Entry]:
     count, height, width = _idx_header(path)
+    header, stamp = _Header(count, (height, width), np.dtype(np.uint8)), file_stamp(path)
     with reading(path, "IDX"), _open_idx(path) as file:
         file.read(16)
         for row in range(count):
             data = _read_up_to(file, height * width)
             if len(data) < height * width:
                 raise SourceError(f"{path} is truncated at row {row} of {count}")
-            yield Entry(str(row), partial(_load_row, data, (height, width), np.dtype(np.uint8)))
+            yield Entry(str(row), partial(_load_row, data, header, None, None), stamp)
 
 
 def _read_up_to(file: Any, size: int) -> bytes:
@@ -150,48 +206,3 @@ def _read_up_to(file: Any, size: int) -> bytes:
     except (EOFError, zlib.error):
         return b""
     return data
-
-
-def parquet_source(request: Request) -> Stream:
-    """Encoded images in a Parquet column of bytes, or of {bytes, path} as `datasets` writes.
-
-    Ids come from a column `id` where there is one, and are row numbers otherwise.
-    """
-    import pyarrow.parquet as pq
-
-    path = Path(request.spec)
-    with reading(path, "Parquet"), pq.ParquetFile(path) as file:
-        schema, count = file.schema_arrow, file.metadata.num_rows
-    column = request.column or next((f.name for f in schema if _holds_images(f.type)), None)
-    if column is None or column not in schema.names:
-        raise SourceError(f"{path}: no column {column or 'of image bytes'}: it has {schema.names}")
-    return Stream(
-        request.spec, lambda: _parquet_rows(path, column, "id" in schema.names), lambda: count
-    )
-
-
-def _holds_images(kind: Any) -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        return bool(kind.get_field_index("bytes") >= 0)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _parquet_rows(path: Path, column: str, has_id: bool) -> Iterator[Entry]:
-    import pyarrow.parquet as pq
-
-    row = 0
-    with reading(path, "Parquet"), pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(64, columns=["id", column] if has_id else [column]):
-            for record in batch.to_pylist():
-                value = record[column]
-                data = value.get("bytes") if isinstance(value, dict) else value
-                yield Entry(str(record["id"]) if has_id else str(row), partial(_load_bytes, data))
-                row += 1
-
-
-def _load_bytes(data: bytes | None) -> Image.Image:
-    if not isinstance(data, bytes):
-        raise ImageError("no image bytes in this row")
-    return decode(data)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from PIL import Image
-
 from liftmap.errors import ImageError, MissingExtraError, SourceError
+from liftmap.images.decode import decode
 from liftmap.images.entry import Entry, Request, Stream
-from liftmap.images.prepare import decode, to_image
+from liftmap.images.picture import Decoded
+from liftmap.images.prepare import decoded
 
 
 def torchvision_source(request: Request) -> Stream:
@@ -56,10 +56,9 @@ def _make(made: type, root: str, split: str, options: dict[str, Any]) -> Any:
     return made(root, split=split, **options)
 
 
-def _item(data: Any, index: int) -> Image.Image:
-    picture = data[index][0]
+def _item(data: Any, index: int) -> Decoded:
     try:
-        return to_image(picture)
+        return decoded(data[index][0])
     except OSError as error:
         raise ImageError(f"can't be read ({error})") from error
 
@@ -90,7 +89,7 @@ def _hub_rows(data: Any, column: str) -> Iterator[Entry]:
         yield Entry(str(row), partial(_load, record[column]))
 
 
-def _load(value: dict[str, Any]) -> Image.Image:
+def _load(value: dict[str, Any]) -> Decoded:
     if value.get("bytes"):
         return decode(value["bytes"])
     if value.get("path"):

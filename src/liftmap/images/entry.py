@@ -5,9 +5,9 @@ arrays are read row by row.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -15,9 +15,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from PIL import Image
 
 from liftmap.errors import ImageError, SourceError
+from liftmap.images.decode import MOST_PIXELS
+from liftmap.images.picture import Decoded, ValueRange, eight_bits
+from liftmap.images.tally import Tally
 
-# what Pillow may be asked to decode; GIF gives its first frame
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"))
 # of an image inside an archive or an object store, uncompressed: a larger one is not read
 MOST_BYTES = 256 * 2**20
 
@@ -25,11 +26,32 @@ MOST_BYTES = 256 * 2**20
 class Entry(NamedTuple):
     """One image: its id, stable and unique within the source, and how to get it.
 
-    load gives a grey or RGB image, or raises ImageError.
+    load gives a decoded picture, or raises ImageError.
+    stamp changes whenever the image may have changed: size and times of the file that it is in.
+    None where there is no such thing.
     """
 
     id: str
-    load: Callable[[], Image.Image]
+    load: Callable[[], Decoded]
+    stamp: str | None = None
+
+
+def refused(id: str, reason: str) -> Entry:
+    """An image that can't be used, and why."""
+
+    def load() -> Decoded:
+        raise ImageError(reason)
+
+    return Entry(id, load, reason)
+
+
+def file_stamp(path: Path) -> str | None:
+    """What changes when a file is written anew: its size and its times; None if it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 @runtime_checkable
@@ -40,6 +62,10 @@ class Source(Protocol):
     def name(self) -> str:
         """What it was opened as."""
 
+    @property
+    def tally(self) -> Tally:
+        """What the last walk passed over."""
+
     def __iter__(self) -> Iterator[Entry]:
         """The images, one by one; raises SourceError when there are none."""
 
@@ -48,37 +74,63 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class Request:
+    """What was asked for: a source's name, and the options that some kinds take."""
+
+    spec: str
+    root: Path | None = None
+    download: bool = False
+    column: str | None = None
+    hidden: bool = False
+    most_pixels: int = MOST_PIXELS
+
+
+@dataclass(frozen=True)
 class Stream:
     """A source made of functions.
 
+    entries: gives the images of a walk, and notes in `tally` what it passes over.
     find: gives the image of an id, for sources that can do so without walking to it.
+    reopen: opens it again, also in another process. ids_repeat: whether they may; then all but the
+    first of an id get a number.
     """
 
     name: str
     entries: Callable[[], Iterator[Entry]]
     counter: Callable[[], int | None] = lambda: None
     find: Callable[[str], Entry] | None = None
+    reopen: "Callable[[], Source] | None" = None
+    tally: Tally = field(default_factory=Tally, compare=False)
+    ids_repeat: bool = False
 
     def __iter__(self) -> Iterator[Entry]:
-        first = True
-        for entry in self.entries():
+        self.tally.clear()
+        entries, first = self.entries(), True
+        for entry in _unique(entries, self.tally) if self.ids_repeat else entries:
             first = False
             yield entry
         if first:
-            raise SourceError(f"{self.name}: no images in it")
+            raise SourceError(f"{self.name}: no images in it{self.tally.instead()}")
 
     def count(self) -> int | None:
         return self.counter()
 
 
-@dataclass(frozen=True)
-class Request:
-    """What was asked for: the text after the kind, and the options that some kinds take."""
+def _unique(entries: Iterable[Entry], tally: Tally) -> Iterator[Entry]:
+    """The entries by ids of which each is given once: a, a#2, a#3.
 
-    spec: str
-    root: Path | None = None
-    download: bool = False
-    column: str | None = None
+    Of each id a hash is kept, not the id.
+    """
+    last: dict[int, int] = {}  # the number that each id got last
+    for entry in entries:
+        id, number = entry.id, last.get(hash(entry.id), 0) + 1
+        while number > 1 and hash(id := f"{entry.id}#{number}") in last:
+            number += 1
+        last[hash(entry.id)] = number
+        if number > 1:
+            last[hash(id)] = 1
+            tally.renamed += 1
+        yield entry if number == 1 else entry._replace(id=id)
 
 
 def take(source: Source, limit: int | None) -> Source:
@@ -86,7 +138,7 @@ def take(source: Source, limit: int | None) -> Source:
     return source if limit is None else part(source, 0, limit, name=source.name)
 
 
-def part(source: Source, start: int, stop: int | None, *, name: str) -> Source:
+def part(source: Source, start: int, stop: int | None, *, name: str) -> Stream:
     """The images from number `start` up to, without, number `stop`; ids stay the source's."""
     total = source.count()
     ends = [end for end in (total, stop) if end is not None]
@@ -94,16 +146,36 @@ def part(source: Source, start: int, stop: int | None, *, name: str) -> Source:
         name,
         lambda: islice(iter(source), start, stop),
         lambda: max(0, min(ends) - start) if ends else None,
+        reopen=getattr(source, "reopen", None),
+        tally=source.tally,
     )
 
 
-def readable(source: Source) -> Iterator[tuple[str, Image.Image]]:
-    """Ids and images of a source, without those that can't be read."""
+def readable(
+    source: Source, value_range: ValueRange | None = None
+) -> Iterator[tuple[str, Image.Image]]:
+    """Ids and pictures of eight bits of a source, without those that can't be used.
+
+    Args:
+        value_range: as `eight_bits` takes it.
+    """
     for entry in source:
         try:
-            yield entry.id, entry.load()
+            yield entry.id, eight_bits(entry.load(), value_range)
         except ImageError:
             continue
+
+
+@contextmanager
+def reading(name: str | Path, kind: str) -> Iterator[None]:
+    """Make a SourceError of whatever a damaged or malicious file makes its reader raise."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except Exception as error:  # zlib, zipfile, tarfile, numpy and pyarrow have dozens
+        reason = str(error) or type(error).__name__
+        raise SourceError(f"{name}: can't be read as {kind} ({reason})") from error
 
 
 # what a name may hold and a table or a terminal can't; and what would look as if it were escaped
@@ -144,15 +216,3 @@ def raw_name(id: str) -> str:
     code = id.encode("utf-8", "surrogateescape")
     code = _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), code)
     return code.decode("utf-8", "surrogateescape")
-
-
-@contextmanager
-def reading(name: str | Path, kind: str) -> Iterator[None]:
-    """Make a SourceError of whatever a damaged or malicious file makes its reader raise."""
-    try:
-        yield
-    except SourceError:
-        raise
-    except Exception as error:  # zlib, zipfile, tarfile, numpy and pyarrow have dozens
-        reason = str(error) or type(error).__name__
-        raise SourceError(f"{name}: can't be read as {kind} ({reason})") from error

@@ -5,65 +5,79 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from liftmap.errors import ImageError, SourceError
-from liftmap.images.entry import SUFFIXES, Entry, Request, Stream, printable, raw_name
-from liftmap.images.prepare import decode
+from liftmap.images.decode import MOST_PIXELS, decode
+from liftmap.images.entry import Entry, Request, Stream, file_stamp, printable, raw_name, refused
+from liftmap.images.kinds import HEAD, is_meant
+from liftmap.images.picture import Decoded
+from liftmap.images.tally import Tally
 
 
 def folder_source(request: Request) -> Stream:
     """Every image below a folder; ids are paths relative to it, sorted within each folder.
 
-    Links to folders are followed, each folder once, so that a loop of links ends.
+    What is an image, files' names and first bytes say. Hidden files and folders, and what systems
+    leave behind, are passed over. Links to folders are followed, each folder once, so that a loop
+    of links ends.
+
+    Raises:
+        SourceError: no image in it, or it can't be listed.
     """
-    root = Path(request.spec)
-    others = _first_files(root)
-    if others is not None:
-        raise SourceError(
-            f"{root}: no images in it ({others}); known endings: {', '.join(sorted(SUFFIXES))}"
-        )
+    root, tally = Path(request.spec), Tally()
+    first = next(_entries(root, request, tally), None)
+    if first is None:
+        empty = "" if tally.instead() else ": the folder is empty"
+        raise SourceError(f"{root}: no images in it{tally.instead()}{empty}")
+    kept = Tally()
     return Stream(
         request.spec,
-        lambda: (
-            Entry(printable(p.relative_to(root).as_posix()), partial(load_file, p))
-            for p in _images(root)
-        ),
-        lambda: sum(1 for _ in _images(root)),
-        find=lambda id: Entry(id, partial(_load_below, root, id)),
+        lambda: _entries(root, request, kept),
+        lambda: sum(1 for _ in _entries(root, request, Tally())),
+        find=lambda id: Entry(id, partial(_load_below, root, id, request.most_pixels)),
+        tally=kept,
     )
 
 
 def image_source(request: Request) -> Stream:
     """A single image file."""
     path = Path(request.spec)
-    return Stream(
-        request.spec, lambda: iter([Entry(path.name, partial(load_file, path))]), lambda: 1
-    )
+    entry = file_entry(path, printable(path.name), request.most_pixels)
+    return Stream(request.spec, lambda: iter([entry]), lambda: 1)
 
 
-def _load_below(root: Path, id: str) -> Image.Image:
+def file_entry(path: Path, id: str, most_pixels: int = MOST_PIXELS) -> Entry:
+    """The image of a file, which may be none."""
+    if path.exists() and not path.is_file():
+        return refused(id, "not a file: a pipe, a socket, a device or a folder")
+    return Entry(id, partial(load_file, path, most_pixels=most_pixels), file_stamp(path))
+
+
+def _load_below(root: Path, id: str, most_pixels: int) -> Decoded:
     """The image of an id that may come from a stranger's table: it must not lead elsewhere."""
-    name = Path(raw_name(id))
-    if name.is_absolute() or ".." in name.parts:
+    name = raw_name(id)
+    if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ImageError(f"the id {id!r} leads out of {root}")
-    return load_file(root / name)
+    return load_file(root / name, most_pixels=most_pixels)
 
 
-def load_file(path: Path) -> Image.Image:
+def load_file(path: Path, *, most_pixels: int = MOST_PIXELS) -> Decoded:
     """The image in a file.
 
     Raises:
         ImageError: there is none, or it can't be read.
     """
     try:
-        return decode(path)
+        return decode(path, most_pixels=most_pixels)
     except OSError as error:
         raise ImageError(f"can't be read ({error.strerror or error})") from error
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """All files below root, each folder once; what can't be listed is passed over."""
+def files_below(root: Path, tally: Tally, *, hidden: bool = False) -> Iterator[Path]:
+    """All files below a folder, each folder once; what can't be listed is noted, and passed over.
+
+    Raises:
+        SourceError: the folder itself can't be listed.
+    """
     seen: set[tuple[int, int]] = set()
     waiting = [root]
     while waiting:
@@ -75,10 +89,12 @@ def _walk(root: Path) -> Iterator[Path]:
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as listing:
                 names = sorted((e.name, _is_folder(e)) for e in listing)
-        except OSError:
+        except OSError as error:
             if folder == root:
-                raise
+                raise SourceError(f"{root}: can't be read ({error.strerror})") from error
+            tally.unlisted[printable(str(folder.relative_to(root)))] = str(error.strerror)
             continue
+        names = [(n, is_folder) for n, is_folder in names if hidden or not tally.hides(n)]
         waiting += [folder / name for name, is_folder in reversed(names) if is_folder]
         yield from (folder / name for name, is_folder in names if not is_folder)
 
@@ -90,18 +106,16 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False  # a link to itself: loading it says why
 
 
-def _images(root: Path) -> Iterator[Path]:
-    return (path for path in _walk(root) if path.suffix.lower() in SUFFIXES)
+def _entries(root: Path, request: Request, tally: Tally) -> Iterator[Entry]:
+    for path in files_below(root, tally, hidden=request.hidden):
+        name = path.relative_to(root).as_posix()
+        if is_meant(name) or tally.wants(name, partial(_head, path)):
+            yield file_entry(path, printable(name), request.most_pixels)
 
 
-def _first_files(root: Path) -> str | None:
-    """None when there is an image; otherwise what is there instead."""
-    others = 0
-    try:
-        for path in _walk(root):
-            if path.suffix.lower() in SUFFIXES:
-                return None
-            others += 1
-    except OSError as error:
-        raise SourceError(f"{root}: can't be read ({error.strerror})") from error
-    return f"{others} files of other kinds" if others else "the folder is empty"
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; none of what would keep one waiting."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(HEAD)

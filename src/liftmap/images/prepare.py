@@ -1,33 +1,46 @@
-"""From any picture to the model's input: decode, orient, colours, size, range.
+"""From any picture to the model's input: upright, colours, size, range.
 
 The same chain serves training, calibration and scoring. Prepared images are uint8, so that they can
 be stored, hashed and compared exactly.
 """
 
-import io
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
+from math import isfinite
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from liftmap.errors import ImageError, SettingsError
+from liftmap.images.decode import decode
 from liftmap.images.entry import Entry
+from liftmap.images.picture import (
+    MIN_SIDE,
+    Decoded,
+    Deep,
+    ValueRange,
+    eight_bits,
+    of_array,
+    plain,
+    remarks_of,
+)
 
-MIN_SIDE = 2  # a single row or column of pixels has no hidden and known part
 FITS = ("stretch", "crop", "pad")
-# what may be decoded, whatever a file is called: some of Pillow's other formats start programs
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
-MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # Pillow's limit: 89 million
 
-Picture = Image.Image | np.ndarray | Tensor | str | Path | bytes
+Picture = Decoded | np.ndarray | Tensor | str | Path | bytes
+
+
+class Prepared(NamedTuple):
+    """A picture as the model's input, and what the user should be told of it."""
+
+    pixels: UInt8[Tensor, "c h w"]
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,8 @@ class Preparation:
     height, width: pixels; channels: 1 grey, 3 RGB.
     fit: "stretch" resizes each side on its own; "crop" resizes until the picture covers the size
         and cuts the middle out; "pad" resizes until it fits in and fills up with black.
+    value_range: the values of black and white in pictures of more than eight bits a channel; None
+        for what each says of itself, as 0 to 65535 of sixteen bits.
     Resizing is bilinear with antialiasing.
     """
 
@@ -44,6 +59,7 @@ class Preparation:
     width: int
     channels: int
     fit: str = "stretch"
+    value_range: ValueRange | None = None
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < MIN_SIDE:
@@ -54,6 +70,10 @@ class Preparation:
             raise SettingsError(f"channels={self.channels}: need 1 (grey) or 3 (RGB)")
         if self.fit not in FITS:
             raise SettingsError(f"fit {self.fit!r}: need one of {', '.join(FITS)}")
+        if self.value_range is not None:
+            low, high = self.value_range
+            if not (isfinite(low) and isfinite(high) and low < high):
+                raise SettingsError(f"value range {low:g} to {high:g}: need two rising numbers")
 
     def __call__(self, picture: Picture) -> UInt8[Tensor, "c h w"]:
         """The model's input.
@@ -61,7 +81,15 @@ class Preparation:
         Raises:
             ImageError: the picture can't be used; the message says why.
         """
-        image = to_image(picture).convert("L" if self.channels == 1 else "RGB")
+        return self.prepared(picture).pixels
+
+    def prepared(self, picture: Picture) -> Prepared:
+        """The model's input, with what the user should be told; raises as a call does."""
+        image = to_image(picture, self.value_range)
+        plainly = image.convert("L" if self.channels == 1 else "RGB")
+        return Prepared(self._sized(plainly), remarks_of(image))
+
+    def _sized(self, image: Image.Image) -> UInt8[Tensor, "c h w"]:
         size = (self.width, self.height)
         if self.fit == "crop":
             image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
@@ -73,18 +101,30 @@ class Preparation:
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def prepare_entries(
-    preparation: Preparation, entries: Iterable[Entry]
-) -> tuple[list[UInt8[Tensor, "c h w"]], dict[int, str]]:
-    """The model's inputs of the entries that can be used, and by place why the others can't."""
-    pixels: list[Tensor] = []
-    reasons: dict[int, str] = {}
+class Batch(NamedTuple):
+    """Entries as the model's inputs.
+
+    pixels: of those that can be used. reasons: by place, why the others can't. remarks: by place.
+    """
+
+    pixels: list[UInt8[Tensor, "c h w"]]
+    reasons: dict[int, str]
+    remarks: dict[int, tuple[str, ...]]
+
+
+def prepare_entries(preparation: Preparation, entries: Iterable[Entry]) -> Batch:
+    """The model's inputs of some entries."""
+    batch = Batch([], {}, {})
     for place, entry in enumerate(entries):
         try:
-            pixels.append(preparation(entry.load()))
+            pixels, remarks = preparation.prepared(entry.load())
         except ImageError as error:
-            reasons[place] = str(error)
-    return pixels, reasons
+            batch.reasons[place] = str(error)
+            continue
+        batch.pixels.append(pixels)
+        if remarks:
+            batch.remarks[place] = remarks
+    return batch
 
 
 def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -100,55 +140,34 @@ def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return canvas
 
 
-def decode(data: bytes | str | Path | BinaryIO) -> Image.Image:
-    """Decode an image file to grey ("L") or RGB: EXIF orientation applied, alpha laid on white.
+def to_image(picture: Picture, value_range: ValueRange | None = None) -> Image.Image:
+    """Any accepted form of a picture as a grey or RGB Pillow image, upright, alpha on white.
 
-    16-bit grey is scaled to 8 bits, palettes and CMYK become RGB, animations give one frame, the
-    first.
-
-    Raises:
-        ImageError: empty, truncated, no image of FORMATS, more pixels than Pillow's limit, or
-            smaller than 2x2; the message says which.
-    """
-    stream = io.BytesIO(data) if isinstance(data, bytes) else data
-    if isinstance(data, bytes) and not data:
-        raise ImageError("the file is empty")
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns up to twice its limit; here its limit is the limit
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(stream, formats=FORMATS) as image:
-                image.load()
-                return _plain(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"too many pixels, which may be an attack ({error})") from error
-    except UnidentifiedImageError as error:
-        empty = isinstance(data, str | Path) and Path(data).stat().st_size == 0
-        reason = "the file is empty" if empty else "not an image, or of an unknown format"
-        raise ImageError(reason) from error
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them raise
-        raise ImageError(f"can't be decoded ({error})") from error
-
-
-def to_image(picture: Picture) -> Image.Image:
-    """Any accepted form of a picture as a grey or RGB Pillow image.
-
-    Arrays are (h, w) or (h, w, c), tensors (c, h, w), with 1, 3 or 4 channels (4 = with alpha):
+    Arrays are (h, w) or (h, w, c), tensors (c, h, w), with 1 or 3 colours, or 2 or 4 with alpha:
     uint8, bool, uint16 over its full range, or floats in [0, 1].
+
+    Args:
+        value_range: the values of black and white of arrays and files of other than eight bits;
+            needed for other numbers.
 
     Raises:
         ImageError: wrong shape, type or range, or NaN; the message names what was found.
     """
+    return eight_bits(decoded(picture), value_range)
+
+
+def decoded(picture: Picture) -> Decoded:
+    """Any accepted form of a picture, upright, alpha on white; raises as `to_image` does."""
+    if isinstance(picture, Deep):
+        return picture
     if isinstance(picture, Image.Image):
-        return _plain(picture)
+        return plain(picture)
     if isinstance(picture, Tensor):
         if picture.ndim != 3:
             raise ImageError(f"tensor of shape {tuple(picture.shape)}: need (channels, h, w)")
-        return _from_array(picture.detach().cpu().permute(1, 2, 0).numpy())
+        return of_array(_as_array(picture.permute(1, 2, 0)))
     if isinstance(picture, np.ndarray):
-        return _from_array(picture)
+        return of_array(picture)
     if isinstance(picture, bytes | str | Path):
         return decode(picture)
     raise ImageError(
@@ -156,58 +175,31 @@ def to_image(picture: Picture) -> Image.Image:
     )
 
 
-def _from_array(pixels: np.ndarray) -> Image.Image:
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
-        raise ImageError(f"array of shape {pixels.shape}: need (h, w) or (h, w, 1, 3 or 4)")
-    eight = _to_uint8(pixels)
-    return _plain(Image.fromarray(eight[..., 0] if eight.shape[2] == 1 else eight))
-
-
-def _to_uint8(pixels: np.ndarray) -> UInt8[np.ndarray, "h w c"]:
-    if pixels.dtype == np.uint8:
-        return np.ascontiguousarray(pixels)
-    if pixels.dtype == np.bool_:
-        return pixels.astype(np.uint8) * np.uint8(255)
-    if pixels.dtype == np.uint16:
-        return np.round(pixels / 257.0).astype(np.uint8)  # 65535 / 255 = 257
-    if not np.issubdtype(pixels.dtype, np.floating):
-        raise ImageError(f"array of {pixels.dtype}: need uint8, uint16, bool or floats in [0, 1]")
-    bad = int((~np.isfinite(pixels)).sum())
-    if bad:
-        raise ImageError(f"{bad} of {pixels.size} values are NaN or infinite")
-    if pixels.size and (pixels.min() < 0 or pixels.max() > 1):
-        low, high = float(pixels.min()), float(pixels.max())
-        raise ImageError(f"float values from {low:.3g} to {high:.3g}: need [0, 1]")
-    return np.round(pixels * 255.0).astype(np.uint8)
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """Grey or RGB without alpha, of a usable size."""
-    if min(image.size) < MIN_SIDE:
-        width, height = image.size
-        raise ImageError(f"{width}x{height} pixels: need at least {MIN_SIDE}x{MIN_SIDE}")
-    if image.mode in ("L", "RGB"):
-        return image
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return _from_array(np.asarray(image).clip(0, 65535).astype(np.uint16))
-    if image.mode == "F":
-        return _from_array(np.asarray(image))
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        grey = image.mode in ("LA", "La")
-        over = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, over).convert("L" if grey else "RGB")
-    return image.convert("L" if image.mode == "1" else "RGB")
-
-
 def as_list(pictures: Picture | Iterable[Picture]) -> list[Picture]:
     """One or many pictures as a list; a 4-D array or tensor is a batch."""
-    if isinstance(pictures, np.ndarray | Tensor):
-        return list(pictures) if pictures.ndim == 4 else [pictures]
-    if isinstance(pictures, str | Path | bytes | Image.Image):
+    if isinstance(pictures, Tensor) and pictures.ndim == 4:
+        return _rows(_as_array(pictures.movedim(1, 3)))
+    if isinstance(pictures, np.ndarray):
+        return _rows(pictures) if pictures.ndim == 4 else [pictures]
+    if isinstance(pictures, Tensor):
+        return [pictures]
+    if isinstance(pictures, str | Path | bytes | Image.Image | Deep):
         return [pictures]
     return list(pictures)
+
+
+def _as_array(values: Tensor) -> np.ndarray:
+    values = values.detach().cpu()
+    array: np.ndarray = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return array
+
+
+def _rows(batch: np.ndarray) -> list[Picture]:
+    """A batch's images; their range is judged over all of them."""
+    if batch.dtype.kind != "f" or not (finite := batch[np.isfinite(batch)]).size:
+        return list(batch)
+    low, high = float(finite.min()), float(finite.max())
+    return [of_array(image, low=low, high=high) for image in batch]
 
 
 def to_model_range(pixels: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]:

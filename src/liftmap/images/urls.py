@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from PIL import Image
-
 from liftmap.errors import ImageError, SourceError
-from liftmap.images.entry import MOST_BYTES, SUFFIXES, Entry, Request, Stream
-from liftmap.images.prepare import decode
+from liftmap.images.decode import decode
+from liftmap.images.entry import MOST_BYTES, Entry, Request, Stream, printable, raw_name
+from liftmap.images.kinds import HEAD, is_meant
+from liftmap.images.picture import Decoded
+from liftmap.images.tally import Tally
 
 
 def url_source(request: Request) -> Stream:
@@ -20,12 +21,13 @@ def url_source(request: Request) -> Stream:
     Raises:
         SourceError: the address can't be used, or nothing is there.
     """
-    spec = request.spec
-    root = _open(spec)[1]
+    spec, tally = request.spec, Tally()
+    _open(spec)
     return Stream(
         spec,
-        lambda: (_entry(spec, path[len(root) :].lstrip("/")) for path in _images(spec)),
-        find=lambda id: _entry(spec, id),
+        lambda: _entries(request, tally),
+        find=lambda id: Entry(id, partial(_load, spec, raw_name(id), request.most_pixels)),
+        tally=tally,
     )
 
 
@@ -41,30 +43,38 @@ def _open(spec: str) -> tuple[Any, str]:
     return system, root.rstrip("/")
 
 
-def _images(spec: str) -> Iterator[str]:
+def _entries(request: Request, tally: Tally) -> Iterator[Entry]:
     import pyarrow as pa
     from pyarrow import fs
 
-    system, root = _open(spec)
+    system, root = _open(request.spec)
     try:
         found = system.get_file_info(fs.FileSelector(root, recursive=True))
     except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"{spec}: can't be listed ({error})") from error
-    paths = sorted(info.path for info in found if info.type == fs.FileType.File)
-    return (path for path in paths if path.lower().endswith(tuple(SUFFIXES)))
+        raise SourceError(f"{request.spec}: can't be listed ({error})") from error
+    for info in sorted(found, key=lambda info: info.path):
+        name = info.path[len(root) :].lstrip("/")
+        if info.type != fs.FileType.File:
+            continue
+        if not request.hidden and any(map(tally.hides, name.split("/"))):
+            continue
+        if is_meant(name) or tally.wants(name, partial(_read, system, info.path, HEAD)):
+            load = partial(_load, request.spec, name, request.most_pixels)
+            yield Entry(printable(name), load, f"{info.size} {info.mtime_ns}")
 
 
-def _entry(spec: str, id: str) -> Entry:
-    return Entry(id, partial(_load, spec, id))
+def _read(system: Any, path: str, most: int) -> bytes:
+    with system.open_input_stream(path) as file:
+        data: bytes = file.read(most)
+    return data
 
 
-def _load(spec: str, id: str) -> Image.Image:
+def _load(spec: str, name: str, most_pixels: int) -> Decoded:
     system, root = _open(spec)
     try:
-        with system.open_input_stream(f"{root}/{id}") as file:
-            data = file.read(MOST_BYTES + 1)
+        data = _read(system, f"{root}/{name}", MOST_BYTES + 1)
     except OSError as error:
         raise ImageError(f"can't be read ({error})") from error
     if len(data) > MOST_BYTES:
         raise ImageError(f"more than {MOST_BYTES} bytes: need at most that")
-    return decode(data)
+    return decode(data, most_pixels=most_pixels)

@@ -17,6 +17,7 @@ from PIL import Image
 from liftmap.detector import Detector
 from liftmap.errors import ImageError, SettingsError
 from liftmap.images.entry import Source
+from liftmap.images.picture import eight_bits
 from liftmap.stages.calibrate import Calibration, largest_flagged
 from liftmap.stages.explanation import Explanation, draw_explanations, in_words
 
@@ -232,7 +233,7 @@ def _gallery(
     for entry in source:
         if entry.id in ids:
             try:
-                images[entry.id] = entry.load()
+                images[entry.id] = eight_bits(entry.load(), detector.preparation.value_range)
             except ImageError:
                 continue
         if len(images) == len(ids):

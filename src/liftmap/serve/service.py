@@ -16,7 +16,7 @@ from torch import Tensor
 
 from liftmap.detector import Detector
 from liftmap.errors import CalibrationError, ImageError, SettingsError
-from liftmap.images.prepare import decode
+from liftmap.images.decode import decode
 from liftmap.serve.asked import Given, decoded
 from liftmap.serve.batcher import Batcher, BusyError, OneScore
 from liftmap.serve.guard import Metrics

@@ -1,0 +1,154 @@
+"""Look at images, before a run or without one: what they are, and what would go wrong."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from liftmap.cli.base import (
+    ColumnOption,
+    DownloadOption,
+    HiddenOption,
+    LimitOption,
+    PixelsOption,
+    RangeOption,
+    RootOption,
+    SourceArgument,
+    complaints,
+    console,
+    load_detector,
+    method_of,
+    open_images,
+    range_of,
+    size_of,
+)
+
+if TYPE_CHECKING:
+    from liftmap.detector import Detector
+    from liftmap.images.entry import Source
+    from liftmap.images.prepare import Preparation
+
+LOOK_AT, LOOK_FOR = 64, 2.0  # images and seconds, of a look before the work
+NOT_LOOKED_AT = 5  # exit code: too many images, or a folder, could not be looked at
+
+
+def check(
+    source: SourceArgument,
+    model: Annotated[
+        str | None, typer.Option(help="Say what this model makes of them, and how long it takes.")
+    ] = None,
+    size: Annotated[
+        str, typer.Option(help="Without a model: pixels, 32 or HEIGHTxWIDTH, as for train.")
+    ] = "32",
+    channels: Annotated[int, typer.Option(help="Without a model: 3 for colour, 1 for grey.")] = 3,
+    fit: Annotated[str, typer.Option(help="Without a model: stretch, crop or pad.")] = "stretch",
+    method: Annotated[str, typer.Option(help="To time, with a model.")] = "fast",
+    value_range: RangeOption = None,
+    most_skipped: Annotated[
+        float, typer.Option(help="Exit with 5 if more than this share can't be used.", min=0, max=1)
+    ] = 0.1,
+    limit: LimitOption = None,
+    root: RootOption = None,
+    download: DownloadOption = False,
+    column: ColumnOption = None,
+    hidden: HiddenOption = False,
+    most_pixels: PixelsOption = None,
+) -> None:
+    """Look at every image of a source: kinds, sizes, and which are broken, blank, copies or odd.
+
+    Nothing is scored or written. Exit codes: 0 fine, 1 an error, 5 more than --most-skipped can't
+    be used, or a folder not be listed.
+    """
+    from liftmap.cli.progress import CountProgress
+    from liftmap.images.prepare import Preparation
+    from liftmap.images.survey import stacked, survey
+
+    opened = open_images(
+        source, root, download, limit, column=column, hidden=hidden, most_pixels=most_pixels
+    )
+    preparation, detector = Preparation(*size_of(size), channels, fit, range_of(value_range)), None
+    if model is not None:
+        chosen = method_of(method, None, None, None)
+        detector = load_detector(model, chosen, None, None, None, value_range)
+        preparation = detector.preparation
+    with CountProgress(complaints, "looking") as on_image:
+        total = opened.count() or 0
+        found = survey(opened, preparation, on_image=lambda done: on_image(done, total))
+    for line in found.lines():
+        console.print(escape(line), highlight=False, soft_wrap=True)
+    if odd := found.odd_sizes:
+        for id, told in odd.first.items():
+            console.print(f"odd size {escape(id)}: {told}", highlight=False, soft_wrap=True)
+    for faults, name in ((found.broken, "broken"), (found.blank, "blank"), (found.copies, "copy")):
+        for id, told in faults.first.items():
+            text = f"{name} {id}: {told}" if told else f"{name} {id}"
+            console.print(escape(text), highlight=False, soft_wrap=True)
+    say_what_was_passed_over(opened)
+    if detector is not None and found.pixels:
+        from liftmap.evaluation.speed import seconds_an_image
+
+        seconds = found.readable * seconds_an_image(detector, stacked(found))
+        console.print(f"about {duration(seconds)} to score them", highlight=False)
+    check_looked_at(opened, found.readable, found.broken.count, most_skipped)
+
+
+def look_first(
+    source: "Source",
+    preparation: "Preparation",
+    *,
+    detector: "Detector | None" = None,
+    to: Console | None = None,
+) -> None:
+    """Say what the source's images are, and how long they will take, before the work."""
+    from liftmap.images.survey import stacked, survey
+
+    found = survey(source, preparation, most=LOOK_AT, seconds=LOOK_FOR)
+    shown = to or console
+    for line in found.lines():
+        shown.print(escape(line), highlight=False, soft_wrap=True)
+    if detector is not None and found.total and found.pixels:
+        from liftmap.evaluation.speed import seconds_an_image
+
+        seconds = found.total * seconds_an_image(detector, stacked(found))
+        shown.print(f"about {duration(seconds)} for all", highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> duration(0.3), duration(90), duration(8000)
+    ('1 second', '2 minutes', '2.2 hours')
+    """
+    if seconds < 60:
+        whole = max(1, round(seconds))
+        return f"{whole} second{'s' * (whole > 1)}"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def say_what_was_passed_over(source: "Source", to: Console | None = None) -> None:
+    """One line a kind of what the walk through a source did not take."""
+    for line in source.tally.lines():
+        (to or console).print(f"[yellow]note[/] {escape(line)}", highlight=False, soft_wrap=True)
+
+
+def check_looked_at(source: "Source", looked: int, skipped: int, most_skipped: float) -> None:
+    """Exit with NOT_LOOKED_AT if too many images could not be looked at, or a folder.
+
+    Raises:
+        typer.Exit: it says why.
+    """
+    why = []
+    if not looked:
+        why.append(f"none of {skipped} images could be used: nothing was checked")
+    elif skipped > most_skipped * (looked + skipped):
+        share = skipped / (looked + skipped)
+        why.append(
+            f"{share:.1%} of the images could not be used; --most-skipped {most_skipped:g} allows "
+            f"{most_skipped:.0%}"
+        )
+    if source.tally.unlisted:
+        why.append(f"{len(source.tally.unlisted)} folders could not be listed")
+    if why:
+        complaints.print(f"[bold red]incomplete:[/] {escape('; '.join(why))}", highlight=False)
+        raise typer.Exit(NOT_LOOKED_AT)

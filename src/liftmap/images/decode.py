@@ -1,0 +1,174 @@
+"""From an image file's bytes to a picture: grey or RGB, upright, alpha laid on white."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+
+from liftmap.errors import ImageError, MissingExtraError
+from liftmap.images.kinds import CONVERT, DEVELOP, HEAD, IMAGES, UNREAD, ending, kind_of
+from liftmap.images.picture import Decoded, check_sides, of_array, plain, remarked, turned
+
+# what may be decoded, whatever a file is called: some of Pillow's other formats start programs
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "HEIF")
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # Pillow's limit: 89 million
+# TIFF tags: TIFF 6.0, and DNGVersion of DNG 1.7
+_SUBFILE, _DNG = 254, 50706
+_ORIENTATION = 274  # of EXIF
+_GREYS = {"1": 255, "L;2": 85, "L;4": 17}  # what Pillow multiplies PNG's shallow grey by
+FIRST_FRAME = "several frames or pages in one file: the first alone is looked at"
+
+
+def decode(data: bytes | str | Path | io.BytesIO, *, most_pixels: int = MOST_PIXELS) -> Decoded:
+    """Decode an image file: EXIF orientation applied, alpha laid on white.
+
+    Grey is "L", colour RGB; palettes and CMYK become RGB. More than eight bits of grey, or of
+    colour in a PNG, stay as they are. Animations give one frame, the first.
+
+    Raises:
+        ImageError: empty, truncated, no image of FORMATS, more than `most_pixels`, or smaller than
+            2x2; the message says which.
+    """
+    stream = io.BytesIO(data) if isinstance(data, bytes) else data
+    name = str(data) if isinstance(data, str | Path) else ""
+    if ending(name) in UNREAD:
+        raise ImageError(f"{ending(name)} is not read: {UNREAD[ending(name)]}")
+    try:
+        with _limited(most_pixels), _opened(stream) as image:
+            _check_size(image, most_pixels)
+            return _loaded(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(_too_many(str(error), most_pixels)) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(_unidentified(stream)) from error
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them raise
+        raise ImageError(f"can't be decoded ({error})") from error
+
+
+_LIMIT = Lock()
+
+
+@contextmanager
+def _limited(most_pixels: int) -> Iterator[None]:
+    """Pillow's own limit, which is the process's, out of the way of a higher one.
+
+    Up to twice its limit Pillow only warns; here `_check_size` keeps to the limit.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        if most_pixels <= MOST_PIXELS:
+            yield
+            return
+        with _LIMIT:
+            before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most_pixels
+            try:
+                yield
+            finally:
+                Image.MAX_IMAGE_PIXELS = before
+
+
+def _opened(stream: str | Path | io.BytesIO) -> ImageFile:
+    try:
+        return Image.open(stream, formats=FORMATS[:-1])
+    except UnidentifiedImageError:
+        if _head(stream) != "heic":
+            raise
+    try:
+        from pillow_heif import HeifImagePlugin  # noqa: F401  # registers itself with Pillow
+    except ImportError as error:
+        raise ImageError(f"HEIC: {MissingExtraError('pillow-heif', 'heif')}") from error
+    return Image.open(stream, formats=FORMATS[-1:])
+
+
+def _head(stream: str | Path | io.BytesIO) -> str | None:
+    """What the first bytes say."""
+    if isinstance(stream, str | Path):
+        with Path(stream).open("rb") as file:
+            return kind_of(file.read(HEAD))
+    stream.seek(0)
+    kind = kind_of(stream.read(HEAD))
+    stream.seek(0)
+    return kind
+
+
+def _unidentified(stream: str | Path | io.BytesIO) -> str:
+    if isinstance(stream, str | Path):
+        empty = Path(stream).stat().st_size == 0
+    else:
+        empty = not stream.seek(0, io.SEEK_END)
+    if empty:
+        return "the file is empty"
+    kind = _head(stream)
+    if kind in IMAGES:
+        return f"{kind.upper()} of a form that is not read, or cut off at its beginning: {CONVERT}"
+    return "not an image, or of an unknown format"
+
+
+def _check_size(image: Image.Image, most_pixels: int) -> None:
+    width, height = image.size
+    if width * height > most_pixels:
+        raise ImageError(_too_many(f"{width}x{height}", most_pixels))
+    check_sides(image.size)
+
+
+def _too_many(what: str, most: int) -> str:
+    return (
+        f"too many pixels, which may be an attack ({what}; at most {most}): where you trust the "
+        "file, allow more with --most-pixels"
+    )
+
+
+def _loaded(image: ImageFile) -> Decoded:
+    several = getattr(image, "n_frames", 1) > 1 and image.format not in ("MPO", "JPEG")
+    if image.format == "TIFF":
+        _refuse_preview(image)
+    if image.format == "PNG" and (deep := _sixteen_bit_png(image)):
+        return deep
+    _scale_transparent_grey(image)
+    image.load()
+    found = plain(image)
+    return remarked(found, FIRST_FRAME) if several else found
+
+
+def _refuse_preview(image: Image.Image) -> None:
+    """Camera raw files look like TIFF, and begin with a small picture for viewers."""
+    tags: dict[int, Any] = getattr(image, "tag_v2", {})
+    if _DNG in tags or tags.get(_SUBFILE, 0) & 1:
+        raise ImageError(f"it begins with a preview of another picture, as raw data do: {DEVELOP}")
+
+
+def _sixteen_bit_png(image: ImageFile) -> Decoded | None:
+    """A PNG of sixteen bits a channel whole, of which Pillow keeps eight in colour."""
+    if not any("16" in str(tile[3]) for tile in image.tile):
+        return None
+    import torch
+    from torchvision.io import ImageReadMode, decode_png
+
+    file: Any = image.fp
+    place = file.tell()
+    file.seek(0)
+    data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    file.seek(place)
+    values = decode_png(data, mode=ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    image.load()  # Pillow finds what is beside the pixels, before and after them
+    orientation, clear = image.getexif().get(_ORIENTATION, 1), image.info.get("transparency")
+    if clear is not None and values.shape[2] in (1, 3):
+        opaque = (values != np.array(clear, dtype=np.uint16)).any(axis=2, keepdims=True)
+        values = np.concatenate([values, opaque.astype(np.uint16) * np.uint16(65535)], axis=2)
+    return of_array(turned(values, orientation))
+
+
+def _scale_transparent_grey(image: ImageFile) -> None:
+    """PNG counts the transparent grey in the file's bits, Pillow compares it with eight."""
+    clear = image.info.get("transparency")
+    if image.format == "PNG" and isinstance(clear, int) and image.mode in ("1", "L") and image.tile:
+        image.info["transparency"] = clear * _GREYS.get(str(image.tile[0][3]), 1)

@@ -1,0 +1,226 @@
+"""What a source's images are, before anything is made of them: kinds, sizes, faults, copies."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from liftmap.errors import ImageError
+from liftmap.images.entry import Source
+from liftmap.images.picture import Decoded, Deep
+from liftmap.images.prepare import Preparation, fingerprint
+from liftmap.images.tally import Tally
+
+NAMED = 10  # ids told of each fault
+ODD = 4.0  # times the usual number of pixels, or the usual proportion of the sides
+KEPT = 8  # prepared images that a survey keeps, to time on
+COARSE = 8.0  # pixels of a picture that become one of the model's: finer things are lost
+SKEWED = 1.3  # how far a side may be stretched before it is worth a word
+
+Size = tuple[int, int]  # width, height
+
+
+@dataclass
+class Fault:
+    """How many images have it, and the first of them, each with what there is to say."""
+
+    count: int = 0
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, id: str, told: str = "") -> None:
+        """One more."""
+        self.count += 1
+        if len(self.first) < NAMED:
+            self.first[id] = told
+
+
+@dataclass
+class Survey:
+    """What was found in the images that were looked at.
+
+    total: how many the source has; None if that isn't known. whole: whether all were looked at.
+    kinds: by what they are, as "RGB". sizes: how many have each. first: the first id of a size.
+    blank: of one single colour. copies: pixel for pixel, as the model gets them; told of which.
+    remarks: by text, how many images have it. pixels: the first prepared images.
+    """
+
+    total: int | None
+    preparation: Preparation
+    tally: Tally
+    looked: int = 0
+    whole: bool = False
+    kinds: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[Size] = field(default_factory=Counter)
+    first: dict[Size, str] = field(default_factory=dict)
+    broken: Fault = field(default_factory=Fault)
+    blank: Fault = field(default_factory=Fault)
+    copies: Fault = field(default_factory=Fault)
+    remarks: Counter[str] = field(default_factory=Counter)
+    pixels: list[UInt8[Tensor, "c h w"]] = field(default_factory=list)
+
+    @property
+    def readable(self) -> int:
+        """Images that can be used, of those that were looked at."""
+        return self.looked - self.broken.count
+
+    @property
+    def odd_sizes(self) -> Fault:
+        """Images far larger or smaller, or of other proportions, than the middle one."""
+        found = Fault()
+        if not self.sizes:
+            return found
+        usual, ratio = self.middle(_area), _ratio(self.middle(_ratio))
+        for size, count in self.sizes.items():
+            if _times(_area(size), _area(usual)) > ODD**2 or _times(_ratio(size), ratio) > ODD:
+                found.add(self.first[size], f"{size[0]}x{size[1]}")
+                found.count += count - 1
+        return found
+
+    def middle(self, key: Callable[[Size], float]) -> Size:
+        """The size of the middle image, in the order of a key."""
+        left = self.readable / 2
+        for size in sorted(self.sizes, key=key):
+            left -= self.sizes[size]
+            if left <= 0:
+                return size
+        return max(self.sizes, key=key)
+
+    def lines(self) -> Iterator[str]:
+        """The few lines that are worth reading before every run."""
+        yield self._what()
+        if self.broken.count:
+            yield _told(self.broken, "can't be used")
+        yield from self._resized()
+        for remark, count in self.remarks.items():
+            yield f"{count} of {self.looked}: {remark}"
+        if self.blank.count:
+            yield _told(self.blank, "of one colour throughout")
+        if self.copies.count:
+            yield _told(self.copies, "exact copies, as the model sees them")
+
+    def _what(self) -> str:
+        count = "images" if self.total is None else f"{self.total} images"
+        first = "" if self.whole else f"; the first {self.looked}: "
+        kinds = ", ".join(f"{n} {kind}" for kind, n in self.kinds.most_common(4))
+        return f"{count}{first or ': '}{kinds}{self._spread()}"
+
+    def _spread(self) -> str:
+        if not self.sizes:
+            return ""
+        small, large = min(self.sizes, key=_area), max(self.sizes, key=_area)
+        least, most = f"{small[0]}x{small[1]}", f"{large[0]}x{large[1]}"
+        return f", {least} pixels" if least == most else f", {least} to {most} pixels"
+
+    def _resized(self) -> Iterator[str]:
+        """What the model's size makes of the middle image."""
+        if not self.sizes:
+            return
+        p = self.preparation
+        width, height = self.middle(_area)
+        across, down = width / p.width, height / p.height
+        if max(across, down) >= COARSE:
+            yield (
+                f"{width}x{height} pixels become {p.width}x{p.height}: whatever is narrower than "
+                f"some {max(across, down):.0f} pixels is hardly seen; cut large pictures into "
+                "tiles, or train at a larger --size"
+            )
+        elif max(across, down) < 1:
+            yield f"{width}x{height} pixels are enlarged to {p.width}x{p.height}"
+        if p.fit == "stretch" and _times(across, down) > SKEWED:
+            yield (
+                f"{width}x{height} pixels are stretched to {p.width}x{p.height}, other proportions;"
+                " a model trained with --fit crop or pad keeps them"
+            )
+        colourless = sum(n for kind, n in self.kinds.items() if "grey" in kind)
+        if p.channels == 1 and colourless < self.readable:
+            coloured = self.readable - colourless
+            yield f"colour is not looked at: the model is grey, {coloured} images are not"
+
+
+def _area(size: Size) -> float:
+    return size[0] * size[1]
+
+
+def _ratio(size: Size) -> float:
+    return size[0] / size[1]
+
+
+def _times(a: float, b: float) -> float:
+    return max(a / b, b / a)
+
+
+def _told(fault: Fault, what: str) -> str:
+    ids = [f"{id} ({told})" if told else id for id, told in list(fault.first.items())[:3]]
+    more = ", ..." if fault.count > len(ids) else ""
+    return f"{fault.count} {what}: {', '.join(ids)}{more}"
+
+
+def survey(
+    source: Source,
+    preparation: Preparation,
+    *,
+    most: int | None = None,
+    seconds: float | None = None,
+    on_image: Callable[[int], None] = lambda done: None,
+) -> Survey:
+    """Look at a source's images, all of them or the first.
+
+    Args:
+        most: so many at most. seconds: for so long at most.
+        on_image: called with how many were looked at.
+
+    Raises:
+        SourceError: there are none.
+    """
+    found = Survey(source.count(), preparation, source.tally)
+    seen: dict[int, str] = {}
+    begun, found.whole = time.monotonic(), True
+    for entry in source:
+        late = seconds is not None and time.monotonic() - begun > seconds
+        if found.looked == most or late:
+            found.whole = False
+            break
+        found.looked += 1
+        try:
+            decoded = entry.load()
+            pixels, remarks = preparation.prepared(decoded)
+        except ImageError as error:
+            found.broken.add(entry.id, str(error))
+            continue
+        found.kinds[_kind(decoded)] += 1
+        found.sizes[decoded.size] += 1
+        found.first.setdefault(decoded.size, entry.id)
+        found.remarks.update(remarks)
+        _note_faults(found, seen, entry.id, pixels)
+        on_image(found.looked)
+    if found.whole:
+        found.total = found.looked
+    return found
+
+
+def _note_faults(
+    found: Survey, seen: dict[int, str], id: str, pixels: UInt8[Tensor, "c h w"]
+) -> None:
+    first = seen.setdefault(fingerprint(pixels), id)
+    blank = bool((pixels == pixels[:, :1, :1]).all())
+    if blank:
+        found.blank.add(id)
+    elif first != id:
+        found.copies.add(id, f"of {first}")
+    if len(found.pixels) < KEPT:
+        found.pixels.append(pixels)
+
+
+def _kind(picture: Decoded) -> str:
+    if isinstance(picture, Deep):
+        return picture.mode
+    return {"L": "grey", "RGB": "RGB"}.get(picture.mode, picture.mode)
+
+
+def stacked(found: Survey) -> UInt8[Tensor, "b c h w"]:
+    """The first prepared images, to time on."""
+    return torch.stack(found.pixels)
