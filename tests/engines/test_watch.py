@@ -365,6 +365,19 @@ def test_files_that_vanish_cost_nothing_unless_they_had_stayed_for_long(
     assert [row["id"] for row in rows] == ["b.png"] and "No such file" in rows[0]["reason"]
 
 
+def test_a_file_with_the_name_of_an_unfinished_one_waits_for_its_own(
+    detector: Detector, eyes: Callable[[], Eyes], picture: bytes
+) -> None:
+    looking = eyes()
+    with Watch(detector, looking.output) as watching:
+        for temporary in ("a.png.part", ".b.png", "c.tmp"):
+            (looking.folder / temporary).write_bytes(picture)
+            assert looking.after(100.0, watching) == (0, 0), temporary
+        (looking.folder / "a.png.part").rename(looking.folder / "a.png")
+        assert looking.after(2.0, watching) == (1, 0)
+    assert looking.reasons() == [("a.png", True)]
+
+
 def test_folders_and_pipes_with_an_images_name_hold_nothing_up(
     detector: Detector, eyes: Callable[[], Eyes], tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 from liftmap.errors import ImageError, SourceError
 from liftmap.images.entry import Entry, printable, raw_name
 from liftmap.images.folders import load_file
+from liftmap.images.kinds import ending
 from liftmap.images.picture import Decoded
 from liftmap.images.sources import open_source
 
@@ -23,6 +24,10 @@ SETTLE = 1.0  # seconds; a file that was changed since is left alone
 PATIENCE = 60.0  # seconds; one that was not changed for so long is as whole as it will get
 TOGETHER = 0.5  # seconds that names from a pipe are gathered for
 MOST_WAITING = 10_000  # names from a pipe that are read ahead
+# ends of names that files have until they are whole, whatever is in them already
+UNFINISHED = frozenset(
+    (".part", ".partial", ".tmp", ".temp", ".filepart", ".crdownload", ".download", ".upload")
+)
 
 
 class Arrival(NamedTuple):
@@ -130,6 +135,8 @@ def _listed(folder: Path) -> Iterator[tuple[Entry, _Stamp | None]]:
     """The images of a folder and how their files are now; none while it has none."""
     try:
         for entry in open_source(folder):
+            if ending(entry.id) in UNFINISHED:
+                continue
             path = folder / raw_name(entry.id)
             stamp = _stamp(path)
             if stamp is not None or path.exists():
