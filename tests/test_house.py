@@ -26,7 +26,8 @@ def test_files_and_functions_are_short_and_check_by_errors(path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         assert not isinstance(node, ast.Assert), f"{path}:{node.lineno}: assert is for tests"
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            # from the end of its signature on: a command's options are its interface
+            lines = (node.end_lineno or node.lineno) - node.body[0].lineno + 1
             assert lines <= MOST_OF_FUNCTION, f"{path}:{node.lineno}: {node.name} has {lines} lines"
 
 

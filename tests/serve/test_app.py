@@ -166,8 +166,10 @@ def test_it_tells_of_itself_and_counts(client: TestClient) -> None:
     assert 'liftmap_requests_total{path="/v1/score",status="200"} 1.0' in metrics
     assert "liftmap_waiting_images 0.0" in metrics
     schema = client.get("/openapi.json").json()
-    body = schema["paths"]["/v1/score"]["post"]["requestBody"]["content"]
-    assert set(body) == {"multipart/form-data", "application/json"}
+    for path in ("/v1/score", "/v1/explain"):
+        body = schema["paths"][path]["post"]["requestBody"]["content"]
+        bare = {"application/octet-stream", "image/*", "image/png", "image/jpeg"}
+        assert set(body) == {"multipart/form-data", "application/json"} | bare
     page = client.get("/").text
     assert page.startswith("<!doctype html>") and "http" not in page.replace("<!doctype html>", "")
 

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from liftmap.cli.streams import make_lasting
 from liftmap.engines.memory import keep_freed_memory
 from liftmap.errors import LiftmapError, SettingsError
 
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
     from liftmap.model import Model
     from liftmap.stages.method import Method
 
-console = Console()
-complaints = Console(stderr=True)
+console = Console(emoji=False)  # names of files may hold :car:
+complaints = Console(stderr=True, emoji=False)
 
 
 class _Group(typer.core.TyperGroup):
-    """Shows liftmap's own errors as one message, without a traceback."""
+    """Shows liftmap's own errors as one message, without a traceback; prints to any stream."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        make_lasting()
+        return super().main(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
         keep_freed_memory()

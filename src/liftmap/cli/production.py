@@ -1,9 +1,11 @@
 """Scoring that goes on: a stream, a service."""
 
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from threading import Event
@@ -29,7 +31,16 @@ from liftmap.errors import MissingExtraError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from liftmap.engines.arrivals import Arrival
     from liftmap.engines.watch import Watched
+
+PatienceOption = Annotated[
+    float,
+    typer.Option(
+        help="Seconds that a file which can't be read must be unchanged, until it is skipped.",
+        min=0.0,
+    ),
+]
 
 
 def watch(
@@ -48,6 +59,7 @@ def watch(
         ),
     ] = 100_000.0,
     every: Annotated[float, typer.Option(help="Seconds between looks at the folder.")] = 2.0,
+    patience: PatienceOption = 60.0,
     stop_at_alarm: Annotated[
         bool, typer.Option("--stop-at-alarm", help="End with exit code 4 when drift is announced.")
     ] = False,
@@ -61,11 +73,12 @@ def watch(
 ) -> None:
     """Score images as they arrive, each once, and say when the stream as a whole has drifted.
 
-    Stopped and started again, it goes on. A file is looked at once: new images need new names.
+    Stopped and started again, it goes on. A scored file is not looked at again: new images need new
+    names. One that can't be read may still be on its way: it is skipped after --patience, and still
+    scored when it becomes readable later.
 
     Exit codes: 0 stopped (Ctrl-C, SIGTERM, the end of stdin), 1 an error, 4 --stop-at-alarm.
     """
-    from liftmap.engines.arrivals import from_folder, from_lines
     from liftmap.engines.watch import expose
     from liftmap.engines.watch import watch as run_watch
 
@@ -73,22 +86,45 @@ def watch(
     detector = load_detector(model, method_of(method, None, None, None), device, precision, at_once)
     with _until_told_to_stop() as stop:
         news = _News(output, tell, stop if stop_at_alarm else None)
-        console.print(f"watching {folder or 'stdin'}; Ctrl-C ends it, the same command goes on")
+        shown = escape(str(folder or "stdin"))
+        console.print(f"watching {shown}; Ctrl-C ends it, the same command goes on")
         seen = run_watch(
             detector,
-            from_folder(folder, stop, every=every) if folder else from_lines(sys.stdin, stop),
+            _arrivals(folder, stop, every, patience),
             output,
             false_alarms=false_alarms,
             run=images_between,
             stop=stop,
             on_batch=news,
         )
-    console.print(
-        f"{seen.images} images, {seen.flagged} flagged, {seen.skipped} skipped, {seen.alarms} "
-        f"alarms; evidence of drift {seen.evidence:.3g} of {seen.run:g}; written: {output}"
-    )
+    console.print(f"{_counts(seen)}; written: {escape(str(output))}")
     if stop_at_alarm and news.new:
         raise typer.Exit(4)
+
+
+def _counts(seen: "Watched") -> str:
+    return (
+        f"{seen.images} images, {seen.flagged} flagged, {seen.skipped} skipped, {seen.alarms} "
+        f"alarms; evidence of drift {seen.evidence:.3g} of {seen.run:g}"
+    )
+
+
+def _arrivals(
+    folder: Path | None, stop: Event, every: float, patience: float
+) -> "Iterator[list[Arrival]]":
+    from liftmap.engines.arrivals import from_folder, from_lines
+
+    if folder is None:
+        return from_lines(_names(), stop, patience=patience)
+    return from_folder(folder, stop, every=every, patience=patience)
+
+
+def _names() -> Iterable[str]:
+    """The lines of stdin as names of files: whatever bytes they are."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        encoding = sys.getfilesystemencoding() if os.name == "posix" else sys.stdin.encoding
+        sys.stdin.reconfigure(encoding=encoding, errors="surrogateescape")
+    return sys.stdin
 
 
 class _News:

@@ -4,13 +4,15 @@ The output is a folder: `part-NNNNNNNNN.parquet` hold PART rows each, in the ord
 last of them fewer; `journal.jsonl` holds the last part's rows, each on disk as soon as its batch is
 scored; `alarms.jsonl` has a line an alarm. What was seen, and what the drift test knows of it, is
 read back from them.
+
+An image has one row. If it couldn't be read, and later can, it has a second one: with its score.
 """
 
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +20,12 @@ from types import TracebackType
 from typing import TextIO
 
 from liftmap.detector import Detector
+from liftmap.engines.arrivals import Arrival
 from liftmap.engines.drift import DriftTest
 from liftmap.engines.local import Scoring
 from liftmap.engines.tables import Row, read_rows, write_table
 from liftmap.errors import MissingExtraError, OutputError
 from liftmap.files import hold
-from liftmap.images.entry import Entry
 
 PART = 10_000  # rows a Parquet file
 REWRITE = 60.0  # seconds after which the last part is written anew, at most
@@ -31,7 +33,10 @@ REWRITE = 60.0  # seconds after which the last part is written anew, at most
 
 @dataclass
 class Watched:
-    """What has been seen so far, earlier runs included; `evidence` of a drift, `run` rings."""
+    """What has been seen so far, earlier runs included; `evidence` of a drift, `run` rings.
+
+    skipped: of the images, those that could not be read so far.
+    """
 
     run: float
     images: int = 0
@@ -62,7 +67,9 @@ class Watch:
         self._test = DriftTest(scores, run=run, seed=detector.method.seed)
         self._run = self._scoring.run(run=run)
         self.seen = Watched(run)
-        self.ids: set[str] = set()
+        self.scored: set[str] = set()  # ids
+        self.unreadable: set[str] = set()  # ids of those that have a row, though no score
+        self._held: dict[str, Row] = {}  # rows of unreadable images, not added yet
         self._rows: list[Row] = []  # of the last part
         self._first = 0  # number of the last part's first row
         self._written = time.monotonic()
@@ -95,13 +102,31 @@ class Watch:
         finally:
             self._journal.close()
 
-    def fresh(self, entries: list[Entry]) -> list[Entry]:
-        """Those that were not seen yet, each once."""
-        return list({e.id: e for e in entries if e.id not in self.ids}.values())
+    def fresh(self, arrivals: list[Arrival]) -> list[Arrival]:
+        """Those without a score yet, each once."""
+        return list({a.entry.id: a for a in arrivals if a.entry.id not in self.scored}.values())
 
-    def score(self, entries: list[Entry]) -> None:
-        """Score them all at once, and add them."""
-        self._append(self._scoring.rows(entries))
+    def score(self, arrivals: list[Arrival]) -> None:
+        """Score them all at once, and add them; see `Arrival` for those that can't be read."""
+        added = []
+        for arrival, row in zip(
+            arrivals, self._scoring.rows([a.entry for a in arrivals]), strict=True
+        ):
+            self._held.pop(row["id"], None)
+            if row["reason"] is None:
+                added.append(row)
+            elif row["id"] in self.unreadable:
+                continue  # it has its row
+            elif arrival.unreadable == "record":
+                added.append(row)
+            elif arrival.unreadable == "hold":
+                self._held[row["id"]] = row
+        self._append(added)
+
+    def give_up(self) -> None:
+        """Add the rows of images that were held back and won't be offered again."""
+        held, self._held = self._held, {}
+        self._append(list(held.values()))
 
     def rewrite(self) -> None:
         """Write the last part, which is in the journal already, as Parquet."""
@@ -139,14 +164,19 @@ class Watch:
 
     def _count(self, row: Row, *, told: int = 0) -> None:
         """Take a row into account; alarms up to number `told` are in their file already."""
-        self.ids.add(row["id"])
-        self.seen.images += 1
-        self.seen.skipped += row["reason"] is not None
+        id = row["id"]
+        if row["reason"] is None:
+            self.scored.add(id)
+            self.unreadable.discard(id)
+        else:
+            self.unreadable.add(id)
+        self.seen.images = len(self.scored) + len(self.unreadable)
+        self.seen.skipped = len(self.unreadable)
         self.seen.flagged += bool(row["is_ood"])
         if row["score"] is not None and self._test.update(row["score"]):
             self.seen.alarms += 1
             if self.seen.alarms > told:
-                self._tell(row["id"])
+                self._tell(id)
         self.seen.evidence = self._test.evidence
 
     def _tell(self, id: str) -> None:
@@ -224,7 +254,7 @@ def _rows_of(path: Path) -> int:
 
 def watch(
     detector: Detector,
-    arrivals: Iterable[list[Entry]],
+    arrivals: Iterable[list[Arrival]],
     output: Path,
     *,
     false_alarms: float = 0.05,
@@ -241,15 +271,25 @@ def watch(
     stop = stop or threading.Event()
     with Watch(detector, output, false_alarms=false_alarms, run=run) as watching:
         on_batch(watching.seen)
-        for entries in arrivals:
-            fresh = watching.fresh(entries)
-            for begin in range(0, len(fresh), detector.batch):
-                if stop.is_set():
-                    return watching.seen
-                watching.score(fresh[begin : begin + detector.batch])
-                on_batch(watching.seen)
-            watching.rewrite_if_late()
+        for batch in _batches(watching, arrivals, detector.batch):
+            if stop.is_set():
+                break
+            watching.score(batch)
+            on_batch(watching.seen)
+        watching.give_up()
+        on_batch(watching.seen)
     return watching.seen
+
+
+def _batches(
+    watching: Watch, arrivals: Iterable[list[Arrival]], most: int
+) -> Iterator[list[Arrival]]:
+    for group in arrivals:
+        fresh = watching.fresh(group)
+        for begin in range(0, len(fresh), most):
+            yield fresh[begin : begin + most]
+            watching.rewrite_if_late()
+        watching.rewrite_if_late()
 
 
 def expose(port: int) -> Callable[[Watched], None]:

@@ -45,8 +45,11 @@ def decode(data: bytes | str | Path, *, most_pixels: int = MOST_PIXELS) -> Decod
         # sides of an image that lies on its side, not the image
         with Path(data).open("rb") as file:
             return _decode(file, most_pixels)
-    except OSError as error:
-        raise ImageError(f"can't be read ({error.strerror or error})") from error
+    except ImageError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"can't be read ({reason})") from error
 
 
 def _decode(stream: io.BufferedIOBase, most_pixels: int) -> Decoded:

@@ -178,29 +178,41 @@ def reading(name: str | Path, kind: str) -> Iterator[None]:
         raise SourceError(f"{name}: can't be read as {kind} ({reason})") from error
 
 
-_UNSHOWN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|\\(?=x[0-9a-f]{2})")
+# what a name may hold and a table or a terminal can't; and what would look as if it were escaped
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]|\\(?=x[0-9A-Fa-f]{2})")
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 def printable(name: str) -> str:
-    r"""A file's name as an id that any file and any screen can hold.
+    r"""A file's name as an id that any table, terminal and JSON can hold; `raw_name` undoes it.
 
-    Bytes that are no text and control characters become \xNN; `raw_name` leads back.
+    Control characters, and bytes that are not UTF-8 (which Python keeps as lone surrogates), become
+    \xNN, a byte each; so does the backslash of what looks like that already.
 
-    >>> printable("caf\udce9.png"), printable("a.png")
-    ('caf\\xe9.png', 'a.png')
+    >>> printable("caf\udce9\n.png")
+    'caf\\xe9\\x0a.png'
+    >>> printable(r"a\x41b\c.png")
+    'a\\x5cx41b\\c.png'
     """
-    return _UNSHOWN.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
+    return _UNPRINTABLE.sub(lambda found: _as_bytes(found[0]), name)
+
+
+def _as_bytes(character: str) -> str:
+    try:
+        code = character.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # no byte of a name, as on systems that name files in UTF-16
+        code = character.encode("utf-8", "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in code)
 
 
 def raw_name(id: str) -> str:
-    r"""The file's name that `printable` made an id of.
+    r"""The name that `printable` made an id of, as Python's file functions take it.
 
-    >>> raw_name(printable("caf\udce9.png")) == "caf\udce9.png"
-    True
+    >>> raw_name(r"caf\xe9\x0a.png")
+    'caf\udce9\n.png'
+    >>> raw_name(r"a\x5cx41b\c.png")
+    'a\\x41b\\c.png'
     """
-    return re.sub(r"\\x([0-9a-f]{2})", lambda found: _unprinted(int(found[1], 16)), id)
-
-
-def _unprinted(code: int) -> str:
-    # bytes from 0x80 on stand for no text; below it they are control characters or the backslash
-    return chr(code) if code < 0x80 else chr(0xDC00 + code)
+    code = id.encode("utf-8", "surrogateescape")
+    code = _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), code)
+    return code.decode("utf-8", "surrogateescape")

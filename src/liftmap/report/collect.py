@@ -129,6 +129,8 @@ def collect(
             raise SettingsError("the table has no p-values: score without --uncalibrated")
         else:
             rows.append((row["id"], row["score"], row["p_value"], row["attempts"]))
+    scored = {row[0] for row in rows}  # a watched image may have become whole
+    skipped = [row for row in skipped if row[0] not in scored]
     calibration = detector.judge.decides_by
     p_values = torch.tensor([row[2] for row in rows], dtype=torch.float64)
     flags = calibration.flagged(p_values, rate).numpy()

@@ -10,15 +10,17 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from PIL.Image import Image
 from prometheus_client import generate_latest
 
 from liftmap.detector import Detector
+from liftmap.serve.asked import asked_explanation, asked_scores
 from liftmap.serve.batcher import Batcher, model_thread
 from liftmap.serve.guard import Metrics, add_guard, key_check
 from liftmap.serve.schema import (
+    EXPLAIN_BODY,
     REFUSALS,
     SCORE_BODY,
     About,
@@ -27,6 +29,10 @@ from liftmap.serve.schema import (
     Typicals,
 )
 from liftmap.serve.service import Service, typicals
+
+# for bodies that are an image alone; what a form or JSON says goes before
+RateQuery = Annotated[float | None, Query(gt=0, lt=1, description="of a body that names none")]
+FormQuery = Annotated[Literal["png", "json"] | None, Query(alias="format")]
 
 
 def create_app(
@@ -84,17 +90,21 @@ def _add_scoring(app: FastAPI, service: Service, shown: Typicals, allowed: list[
         responses=REFUSALS,
         openapi_extra={"requestBody": SCORE_BODY},
     )
-    async def score(request: Request) -> Any:
-        """Score and decide on one or many images: files in a form, or base64 in JSON."""
-        return await service.score(*await service.asked(request))
+    async def score(request: Request, false_alarms: RateQuery = None) -> Any:
+        """Score and decide on images: files in a form, base64 in JSON, or one file as the body."""
+        given, rate = await asked_scores(request, service.settings.most_images)
+        return await service.score(given, false_alarms if rate is None else rate)
 
-    @app.post("/v1/explain", dependencies=allowed, responses=REFUSALS)
-    async def explain(
-        image: Annotated[UploadFile, File(description="an image file")],
-        form: Annotated[Literal["png", "json"], Form(alias="format")] = "png",
-    ) -> Response:
+    @app.post(
+        "/v1/explain",
+        dependencies=allowed,
+        responses=REFUSALS,
+        openapi_extra={"requestBody": EXPLAIN_BODY},
+    )
+    async def explain(request: Request, form: FormQuery = None) -> Response:
         """What was hidden, what the model drew there, where it differs: a picture, or numbers."""
-        return await service.explain(image.filename or "image", await image.read(), form)
+        given, chosen = await asked_explanation(request)
+        return await service.explain(given, chosen or form or "png")
 
     @app.get("/v1/model", dependencies=allowed)
     async def model() -> About:

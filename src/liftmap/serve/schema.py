@@ -1,7 +1,7 @@
 """What the service is set up with, what it may be asked, and what it answers."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -44,9 +44,25 @@ class Rate(BaseModel):
 
 
 class Encoded(Rate):
-    """One or many images as base64 of their files."""
+    """One or many images as base64 of their files, or as data URLs of it."""
 
-    images: list[str] = Field(min_length=1, examples=[["iVBORw0KGgo..."]])
+    images: list[str] = Field(
+        min_length=1,
+        description="base64, also for URLs, in lines or without padding; or data URLs of it",
+        examples=[["iVBORw0KGgo...", "data:image/png;base64,iVBORw0KGgo..."]],
+    )
+
+
+class AnswerForm(BaseModel):
+    """How an explanation is given: a picture by default, or numbers."""
+
+    format: Literal["png", "json"] | None = None
+
+
+class EncodedOne(AnswerForm):
+    """An image as base64 of its file, or as a data URL of it."""
+
+    image: str = Field(examples=["iVBORw0KGgo..."])
 
 
 class Judged(BaseModel):
@@ -105,28 +121,44 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"description": "the form is no multipart data"},
     401: {"description": "the API key is missing or wrong"},
     413: {"description": "the request is too large, or holds too many images"},
+    415: {"description": "the content type is none of those that are taken"},
     422: {"description": "the request, its false-alarm rate or every image of it can't be used"},
     429: {"description": "too many images wait; Retry-After says for how long"},
     503: {"description": "it took too long"},
 }
 
 
-SCORE_BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["images"],
-                "properties": {
-                    "images": {"type": "array", "items": {"type": "string", "format": "binary"}},
-                    "false_alarms": {"type": "number", "example": 0.05},
-                },
-            }
+_FILE = {"type": "string", "format": "binary"}
+
+
+def _body(form: dict[str, Any], encoded: type[BaseModel]) -> dict[str, Any]:
+    """The description of a body that is a form, JSON, or an image's file itself."""
+    content = {
+        "multipart/form-data": {"schema": {"type": "object"} | form},
+        "application/json": {"schema": encoded.model_json_schema()},
+    }
+    for kind in ("application/octet-stream", "image/png", "image/jpeg", "image/*"):
+        content[kind] = {"schema": _FILE}
+    return {"required": True, "content": content}
+
+
+SCORE_BODY = _body(
+    {
+        "required": ["images"],
+        "properties": {
+            "images": {"type": "array", "items": _FILE},
+            "false_alarms": {"type": "number", "example": 0.05},
         },
-        "application/json": {"schema": Encoded.model_json_schema()},
     },
-}
+    Encoded,
+)
+EXPLAIN_BODY = _body(
+    {
+        "required": ["image"],
+        "properties": {"image": _FILE, "format": {"type": "string", "enum": ["png", "json"]}},
+    },
+    EncodedOne,
+)
 
 
 def told(error: ValidationError) -> str:

@@ -9,33 +9,28 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from fastapi import HTTPException, Request, Response
+from fastapi import HTTPException, Response
 from fastapi.responses import JSONResponse
 from PIL.Image import Image
-from pydantic import ValidationError
-from starlette.datastructures import UploadFile
 from torch import Tensor
 
 from liftmap.detector import Detector
 from liftmap.errors import CalibrationError, ImageError, SettingsError
 from liftmap.images.decode import decode
+from liftmap.serve.asked import Given, decoded
 from liftmap.serve.batcher import Batcher, BusyError, OneScore
 from liftmap.serve.guard import Metrics
 from liftmap.serve.schema import (
     About,
     Answer,
-    Encoded,
     Judged,
-    Rate,
     ServiceSettings,
     Typical,
     Typicals,
-    told,
 )
 from liftmap.stages.calibrate import largest_flagged
 from liftmap.stages.explanation import Explanation, draw_explanations, in_words
 
-Given = tuple[str | int, bytes | str]  # an image's name or place, and its file or base64
 STEPS = 200  # of the page's slider, a tenth of a percent each
 
 
@@ -65,24 +60,6 @@ class Service:
     ) -> None:
         self.detector, self.judge, self.batcher = detector, detector.judge, batcher
         self.settings, self.metrics = settings, metrics
-
-    async def asked(self, request: Request) -> tuple[list[Given], float | None]:
-        """The images of a request and its false-alarm rate, from a form or from JSON."""
-        try:
-            if request.headers.get("content-type", "").startswith("application/json"):
-                encoded = Encoded.model_validate_json(await request.body())
-                return list(enumerate(encoded.images)), encoded.false_alarms
-            async with request.form(max_files=self.settings.most_images + 1) as form:
-                rate = Rate.model_validate({"false_alarms": form.get("false_alarms")})
-                files = [file for file in form.getlist("images") if isinstance(file, UploadFile)]
-                named: list[Given] = [
-                    (file.filename or i, await file.read()) for i, file in enumerate(files)
-                ]
-        except ValidationError as error:
-            raise HTTPException(422, told(error)) from error
-        if not named:
-            raise HTTPException(422, "images: need at least one file in the form")
-        return named, rate.false_alarms
 
     async def score(self, given: Sequence[Given], rate: float | None) -> Answer | JSONResponse:
         """Scores and decisions; an image that can't be used costs itself alone."""
@@ -137,18 +114,15 @@ class Service:
         return made
 
     def _prepare(self, data: bytes | str) -> Tensor | ImageError:
-        if isinstance(data, str):
-            try:
-                data = base64.b64decode(data, validate=True)
-            except ValueError as error:  # binascii.Error is one; characters beyond ASCII another
-                return ImageError(f"not base64 ({error})")
         try:
-            return self.detector.preparation(decode(data))
+            file = decoded(data) if isinstance(data, str) else data
+            return self.detector.preparation(decode(file))
         except ImageError as error:
             return error
 
-    async def explain(self, name: str, data: bytes, form: str) -> Response:
+    async def explain(self, given: Given, form: str) -> Response:
         """One image's explanation, as a PNG or as JSON."""
+        name, data = given
         image = await asyncio.to_thread(self._prepare, data)
         if isinstance(image, ImageError):
             raise HTTPException(422, f"{name}: {image}")
