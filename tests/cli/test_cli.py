@@ -200,7 +200,8 @@ def test_report_is_one_file_about_a_scored_folder(
 ) -> None:
     (images / "007.png").write_text("no image")
     table, page = tmp_path / "s.parquet", tmp_path / "r.html"
-    liftmap("score", images, "--model", model, "--output", table, "--method", "fast", "--limit", 9)
+    scored = ("--output", table, "--method", "fast", "--limit", 9, "--most-skipped", 0.2)
+    liftmap("score", images, "--model", model, *scored)
     done = liftmap("report", table, "--source", images, "--model", model, "--output", page)
     assert "of 8 flagged" in words(done)
     text = page.read_text()
@@ -208,7 +209,7 @@ def test_report_is_one_file_about_a_scored_folder(
         text.startswith("<!doctype html>") and "007.png" in text and "1 could not be read" in text
     )
     assert len(text) < 3_000_000
-    both = ("--output", table, "--report", tmp_path / "b.html", "--limit", 9)
+    both = (*scored, "--report", tmp_path / "b.html")
     liftmap("score", images, "--model", model, *both)
     assert (tmp_path / "b.html").stat().st_size == pytest.approx(page.stat().st_size, rel=0.1)
     wrong = liftmap(

@@ -11,15 +11,19 @@ from liftmap.cli.base import (
     AddressOption,
     AtOnceOption,
     AttemptsOption,
+    ColumnOption,
     DeviceOption,
     DistanceOption,
     DownloadOption,
     EngineOption,
     GpusOption,
+    HiddenOption,
     LimitOption,
     MethodOption,
     ModelOption,
+    PixelsOption,
     PrecisionOption,
+    RangeOption,
     RootOption,
     StepsOption,
     WorkersOption,
@@ -29,6 +33,7 @@ from liftmap.cli.base import (
     method_of,
     open_images,
 )
+from liftmap.cli.check import look_first, say_what_was_passed_over
 from liftmap.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -74,9 +79,13 @@ def evaluate(
     steps: StepsOption = None,
     attempts: AttemptsOption = None,
     distance: DistanceOption = None,
+    value_range: RangeOption = None,
     limit: LimitOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
+    column: ColumnOption = None,
+    hidden: HiddenOption = False,
+    most_pixels: PixelsOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     at_once: AtOnceOption = None,
@@ -88,15 +97,22 @@ def evaluate(
     from liftmap.evaluation.evaluate import evaluate_sources
 
     chosen = method_of(method, steps, attempts, distance)
+    detector = load_detector(model, chosen, device, precision, at_once, value_range)
+    how: dict[str, Any] = {"column": column, "hidden": hidden, "most_pixels": most_pixels}
+    sources = [open_images(spec, root, download, limit, **how) for spec in (in_domain, *out)]
+    for source in sources:
+        look_first(source, detector.preparation, detector=detector)
     records = evaluate_sources(
-        load_detector(model, chosen, device, precision, at_once),
-        [open_images(spec, root, download, limit) for spec in (in_domain, *out)],
+        detector,
+        sources,
         output,
         name=method if chosen == method_of(method, None, None, None) else f"{method}, changed",
         progress=lambda source: ScoreProgress(console, source.count(), source.name),
         engine=Engine(engine, address, workers, gpus_per_worker),
         root=root,
     )
+    for source in sources:
+        say_what_was_passed_over(source)
     console.print(evaluation_table(records))
     console.print(f"written: {output}/evaluation.json, roc.png, histogram.png, scores-*")
 
@@ -120,6 +136,9 @@ def benchmark(
     limit: LimitOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
+    column: ColumnOption = None,
+    hidden: HiddenOption = False,
+    most_pixels: PixelsOption = None,
 ) -> None:
     """Compare methods on one model and the same images; a rerun computes only what is missing."""
     from liftmap.cli.progress import BenchmarkProgress
@@ -131,10 +150,16 @@ def benchmark(
         write_benchmark,
     )
     from liftmap.evaluation.entrants import find_entrants
+    from liftmap.model import Model
 
     entrants = find_entrants(methods or ["combined", "lmd", "msma", "diffpath", "ddpm-ood"])
-    inside, *outside = (open_images(spec, root, download, limit) for spec in (in_domain, *out))
-    task = Task(model, open_images(train_source, root, download, None), inside, outside)
+    how: dict[str, Any] = {"column": column, "hidden": hidden, "most_pixels": most_pixels}
+    tested = [open_images(spec, root, download, limit, **how) for spec in (in_domain, *out)]
+    preparation = Model.load(model).preparation
+    for source in tested:
+        look_first(source, preparation, to=complaints)
+    trained_on = open_images(train_source, root, download, None, **how)
+    task = Task(model, trained_on, tested[0], tested[1:])
     with BenchmarkProgress(complaints) as listener:
         records = run_benchmark([task], entrants, output, seeds=seeds, listener=listener)
     write_benchmark(records, output)

@@ -141,8 +141,8 @@ class Survey:
             yield f"colour is not looked at: the model is grey, {coloured} images are not"
 
 
-def _area(size: Size) -> int:
-    return size[0] * size[1]
+def _area(size: Size) -> float:
+    return float(size[0] * size[1])
 
 
 def _ratio(size: Size) -> float:
@@ -156,7 +156,7 @@ def _times(a: float, b: float) -> float:
 def _told(fault: Fault, what: str) -> str:
     ids = [f"{id} ({told})" if told else id for id, told in list(fault.first.items())[:3]]
     more = ", ..." if fault.count > len(ids) else ""
-    return f"{fault.count} {what}: {', '.join(ids)}{more}"
+    return f"{what}: {fault.count}, {', '.join(ids)}{more}"
 
 
 def survey(
