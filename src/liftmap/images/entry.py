@@ -25,10 +25,22 @@ class Entry(NamedTuple):
     """One image: its id, stable and unique within the source, and how to get it.
 
     load gives a grey or RGB image, or raises ImageError.
+    stamp changes whenever the image may have changed: size and times of the file that it is in, as
+    they were before it is loaded; None where nothing tells.
     """
 
     id: str
     load: Callable[[], Image.Image]
+    stamp: str | None = None
+
+
+def stamp_of(file: Path) -> str | None:
+    """Size and times of a file; None if it has none, which loading explains."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
 @runtime_checkable

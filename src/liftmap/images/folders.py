@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from liftmap.errors import ImageError, SourceError
-from liftmap.images.entry import SUFFIXES, Entry, Request, Stream
+from liftmap.images.entry import SUFFIXES, Entry, Request, Stream, stamp_of
 from liftmap.images.prepare import decode
 
 
@@ -25,9 +25,7 @@ def folder_source(request: Request) -> Stream:
         )
     return Stream(
         request.spec,
-        lambda: (
-            Entry(p.relative_to(root).as_posix(), partial(load_file, p)) for p in _images(root)
-        ),
+        lambda: (_entry(p.relative_to(root).as_posix(), p) for p in _images(root)),
         lambda: sum(1 for _ in _images(root)),
         find=lambda id: Entry(id, partial(_load_below, root, id)),
     )
@@ -36,9 +34,11 @@ def folder_source(request: Request) -> Stream:
 def image_source(request: Request) -> Stream:
     """A single image file."""
     path = Path(request.spec)
-    return Stream(
-        request.spec, lambda: iter([Entry(path.name, partial(load_file, path))]), lambda: 1
-    )
+    return Stream(request.spec, lambda: iter([_entry(path.name, path)]), lambda: 1)
+
+
+def _entry(id: str, path: Path) -> Entry:
+    return Entry(id, partial(load_file, path), stamp_of(path))
 
 
 def _load_below(root: Path, id: str) -> Image.Image:

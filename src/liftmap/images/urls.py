@@ -24,7 +24,9 @@ def url_source(request: Request) -> Stream:
     root = _open(spec)[1]
     return Stream(
         spec,
-        lambda: (_entry(spec, path[len(root) :].lstrip("/")) for path in _images(spec)),
+        lambda: (
+            _entry(spec, path[len(root) :].lstrip("/"), stamp) for path, stamp in _images(spec)
+        ),
         find=lambda id: _entry(spec, id),
     )
 
@@ -41,7 +43,8 @@ def _open(spec: str) -> tuple[Any, str]:
     return system, root.rstrip("/")
 
 
-def _images(spec: str) -> Iterator[str]:
+def _images(spec: str) -> Iterator[tuple[str, str | None]]:
+    """Paths of the images, with their stamps: size and time, where the store tells both."""
     import pyarrow as pa
     from pyarrow import fs
 
@@ -50,12 +53,17 @@ def _images(spec: str) -> Iterator[str]:
         found = system.get_file_info(fs.FileSelector(root, recursive=True))
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{spec}: can't be listed ({error})") from error
-    paths = sorted(info.path for info in found if info.type == fs.FileType.File)
-    return (path for path in paths if path.lower().endswith(tuple(SUFFIXES)))
+    files = sorted((info.path, _stamp(info)) for info in found if info.type == fs.FileType.File)
+    return (file for file in files if file[0].lower().endswith(tuple(SUFFIXES)))
 
 
-def _entry(spec: str, id: str) -> Entry:
-    return Entry(id, partial(_load, spec, id))
+def _stamp(info: Any) -> str | None:
+    known = info.size is not None and info.mtime_ns is not None
+    return f"{info.size}-{info.mtime_ns}" if known else None
+
+
+def _entry(spec: str, id: str, stamp: str | None = None) -> Entry:
+    return Entry(id, partial(_load, spec, id), stamp)
 
 
 def _load(spec: str, id: str) -> Image.Image:
