@@ -80,7 +80,7 @@ RateOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ...; found by itself.")]
 PrecisionOption = Annotated[
-    str | None, typer.Option(help="bf16 or float32; bf16 where the hardware has it.")
+    str | None, typer.Option(help="bf16 or float32; the calibration's, or what the machine has.")
 ]
 AtOnceOption = Annotated[
     int | None, typer.Option(help="Redraws at once; fewer need less memory.", min=1)
@@ -116,12 +116,29 @@ def load_detector(
     model: str, method: "Method", device: str | None, precision: str | None, at_once: int | None
 ) -> "Detector":
     from liftmap.detector import Detector
+    from liftmap.diffusion.denoiser import fast_bf16
 
     if precision not in (None, "bf16", "float32"):
         raise SettingsError(f"--precision {precision}: need bf16 or float32")
-    return Detector.from_pretrained(
+    made = Detector.from_pretrained(
         model, method=method, device=device, precision=precision, at_once=at_once
     )
+    if made.denoiser.precision == "bf16" and not fast_bf16(made.device):
+        complaints.print(
+            "[yellow]slow:[/] bf16, in which the model was calibrated or which was asked for, is "
+            "emulated on this machine; `liftmap calibrate` redoes the calibration in float32"
+        )
+    return made
+
+
+def native(precision: str | None, device: str | None) -> str:
+    """The precision that was asked for, or what the device is fast in, for a new calibration."""
+    import torch
+
+    from liftmap.diffusion.denoiser import native_precision
+
+    found = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return precision or native_precision(torch.device(found))
 
 
 def open_images(spec: str, root: Path | None, download: bool, limit: int | None) -> "Source":

@@ -29,6 +29,7 @@ from liftmap.cli.base import (
     console,
     load_detector,
     method_of,
+    native,
     open_images,
     print_about,
     report_on,
@@ -127,9 +128,8 @@ def calibrate(
         raise SettingsError(
             f"--model {model}: need a model folder that can be written; copy the model first"
         )
-    detector = load_detector(
-        model, method_of(method, steps, attempts, distance), device, precision, at_once
-    )
+    chosen, precision = method_of(method, steps, attempts, distance), native(precision, device)
+    detector = load_detector(model, chosen, device, precision, at_once)
     opened = open_images(source, root, download, limit)
     scoring = Engine(engine, address, workers, gpus_per_worker)
     with ScoreProgress(console, opened.count()) as on_batch:
