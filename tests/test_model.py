@@ -143,15 +143,18 @@ def test_a_folder_of_format_1_scores_and_decides_as_then(tmp_path: Path) -> None
 def test_a_killed_score_of_format_1_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its journal names the method as liftmap 0.1 did."""
+    """Its journal names the method as liftmap 0.1 did, and tells nothing of the images' content."""
     folder = tmp_path / "there"
     shutil.copytree(FORMAT_1, folder)
     monkeypatch.chdir(folder)
     detector = Detector(Model.load("model"), device="cpu", precision="float32", at_once=8)
-    kept = Path("scores.jsonl.part").read_text().splitlines()[1:]
+    kept = [json.loads(x) for x in Path("scores.jsonl.part").read_text().splitlines()[1:]]
     summary = score_source(detector, open_source("images.npz:images"), Path("scores.jsonl"))
-    assert (summary.images, summary.computed) == (12, 4)
-    assert Path("scores.jsonl").read_text().splitlines()[:8] == kept
+    assert (summary.images, summary.computed, summary.changed_from) == (12, 12, 1)
+    rows = [json.loads(line) for line in Path("scores.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows[:8]] == [row["id"] for row in kept]
+    then = pytest.approx([row["score"] for row in kept], abs=1e-3)
+    assert [row["score"] for row in rows[:8]] == then
     Path("scores.jsonl.part").write_text((FORMAT_1 / "scores.jsonl.part").read_text())
     other = Detector(Model.load("model"), method="quick", device="cpu", at_once=8)
     with pytest.raises(OutputError, match="method was"):

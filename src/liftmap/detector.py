@@ -49,12 +49,13 @@ class Detector:
 
         Args:
             device: where the network runs; the first CUDA device by default, if there is one.
-            precision: "bf16" or "float32"; bf16 by default where the hardware has it.
+            precision: "bf16" or "float32"; by default the calibration's, else the hardware's.
             at_once: redraws that the network handles together; halved when memory runs out.
         """
         self.model = model
         self.method = find_method(method) if isinstance(method, str) else method
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        precision = precision or model.judge(self.method).precision
         self.denoiser = model.checkpoint.denoiser(self.device, precision=precision)
         self.preparation = model.preparation
         size = self.preparation.height, self.preparation.width
@@ -113,7 +114,7 @@ class Detector:
     @property
     def judge(self) -> Judge:
         """What scores and decides by this method, as the model's calibration fixed it."""
-        return self.model.judge(self.method)
+        return self.model.judge(self.method).running_in(self.denoiser.precision)
 
     def prepare(self, images: Picture | Iterable[Picture]) -> UInt8[Tensor, "b c h w"]:
         """Any accepted form of one or many images as the model's input."""
@@ -156,7 +157,7 @@ class Detector:
         """Scores, conformal p-values and decisions at a false-alarm rate in (0, 1).
 
         Raises:
-            CalibrationError: the model isn't calibrated for this method, or on too few images.
+            CalibrationError: no calibration by this method in this precision, or on too few images.
         """
         judge = self.judge
         judge.decides_by.limit(false_alarms)  # refuse a rate it can't support before the work
@@ -165,10 +166,10 @@ class Detector:
 
     def explain(self, image: Picture) -> Explanation:
         """What was hidden, what the model drew there, and where the redraw differs."""
-        pictures, found = self.redraw.pictures(self.prepare(image))
         judge = self.judge
+        calibration = None if judge.calibration is None else judge.decides_by
+        pictures, found = self.redraw.pictures(self.prepare(image))
         scores, unusual = judge.scores(judge.stopped(found)), judge.unusual(found.norms)
-        calibration = judge.calibration
         return Explanation(
             *pictures,
             evidence=judge.evidence(found)[0],

@@ -120,7 +120,15 @@ class Run:
         """
         if path.exists():
             self.check(read_object(path), path)
-            return
+        else:
+            self.keep(path)
+
+    def keep(self, path: Path) -> None:
+        """Keep the settings in a file, in place of those that are there.
+
+        Raises:
+            OutputError: the file can't be written.
+        """
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
 

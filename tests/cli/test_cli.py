@@ -19,13 +19,16 @@ from tiny import SMALL, calibrated_model, pixels, save_grey_generator, save_imag
 from typer.testing import CliRunner, Result
 
 from liftmap.cli import app
+from liftmap.detector import Detector
 from liftmap.diffusion import network
 from liftmap.diffusion.checkpoints import Checkpoint
 from liftmap.diffusion.denoiser import Parametrisation
 from liftmap.diffusion.network import build_unet
 from liftmap.diffusion.process import VE
+from liftmap.engines.local import Summary, score_source
 from liftmap.evaluation import speed
 from liftmap.evaluation.entrants import described
+from liftmap.images.sources import open_source
 from liftmap.images.store import HoldOut
 from liftmap.model import Model
 from liftmap.stages.method import METHODS
@@ -450,6 +453,26 @@ def test_a_killed_score_continues_to_the_same_table(
     shown = words(liftmap("score", images, *options, "--output", broken))
     assert "were there from an earlier run" in shown
     assert broken.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_score_that_goes_on_says_where_the_images_changed(
+    tmp_path: Path, images: Path, model: Path, as_json: bool
+) -> None:
+    output, detector = tmp_path / "s.csv", Detector.from_pretrained(model, at_once=16)
+
+    def stop(summary: Summary) -> None:
+        if summary.images:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_source(detector, open_source(images), output, on_batch=stop)
+    (images / "002.png").write_text("no image")
+    options = ("--model", model, "--output", output, "--at-once", 16)
+    done = liftmap("score", images, *options, *(["--json"] if as_json else []))
+    assert "the images changed from number 3 on: scored anew" in words(done)
+    if as_json:
+        assert json.loads(done.stdout)["changed_from"] == 3
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])

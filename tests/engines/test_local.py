@@ -1,18 +1,21 @@
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from tiny import decide_by, pixels, save_images, small_detector, small_method
 
 from liftmap.detector import Detector
 from liftmap.engines.local import Summary, score_source
 from liftmap.engines.tables import read_distances, read_scores
 from liftmap.errors import CalibrationError, OutputError
-from liftmap.images.entry import Source, take
+from liftmap.images.entry import Entry, Source, Stream, take
 from liftmap.images.sources import open_source
 
 
@@ -96,13 +99,117 @@ def test_a_journal_of_another_run_is_not_continued(tmp_path: Path, images: Sourc
         score_source(other, images, output, to="scores")
 
 
-def test_a_changed_source_is_noticed(tmp_path: Path, images: Source) -> None:
-    output = tmp_path / "s.parquet"
+def other(path: Path) -> None:
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+
+
+def touch(path: Path) -> None:
+    path.write_bytes(path.read_bytes())
+    os.utime(path, (1, 1))
+
+
+# of the 8 images of two batches that were scored: what happens to the folder, the number from which
+# it is noticed, and how many images of that are there afterwards and scored by the second run
+CHANGES: dict[str, tuple[Callable[[Path], object], int | None, int]] = {
+    "nothing": (lambda folder: None, None, 10),
+    "touched": (lambda folder: touch(folder / "001.png"), None, 10),
+    "another in the first batch": (lambda folder: other(folder / "001.png"), 2, 18),
+    "another in the second": (lambda folder: other(folder / "006.png"), 7, 14),
+    "another further on": (lambda folder: other(folder / "009.png"), None, 10),
+    "damaged": (lambda folder: (folder / "004.png").write_text("no image"), 5, 14),
+    "bad for the same reason": (lambda folder: (folder / "005.png").write_text("text"), None, 10),
+    "mended": (lambda folder: other_at(folder / "005.png", folder / "000.png"), 6, 14),
+    "one less": (lambda folder: (folder / "000.png").unlink(), 1, 17),
+    "one more": (lambda folder: other_at(folder / "003b.png", folder / "000.png"), 5, 15),
+    "two exchanged": (lambda folder: exchange(folder / "001.png", folder / "002.png"), 2, 18),
+    "shorter than what was scored": (lambda folder: keep_first(folder, 6), 7, 2),
+    "as short as what was scored": (lambda folder: keep_first(folder, 8), None, 0),
+}
+
+
+def other_at(path: Path, like: Path) -> None:
+    path.write_bytes(like.read_bytes())
+    other(path)
+
+
+def exchange(a: Path, b: Path) -> None:
+    for old, new in ((a, a.with_suffix(".x")), (b, a), (a.with_suffix(".x"), b)):
+        old.rename(new)
+
+
+def keep_first(folder: Path, count: int) -> None:
+    for path in sorted(folder.iterdir())[count:]:
+        path.unlink()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("stamped", [True, False])
+def test_images_that_changed_since_are_scored_anew(
+    tmp_path: Path, change: str, stamped: bool
+) -> None:
+    """The table is that of a run that was never stopped, whatever happened in between."""
+    folder, output = save_images(tmp_path / "images", 18), tmp_path / "s.jsonl"
+    (folder / "005.png").write_text("no image")
+    images = open_source(folder) if stamped else without_stamps(open_source(folder))
+    with pytest.raises(Killed):
+        score_source(detector(), images, output, on_batch=kill_after(2))  # type: ignore[arg-type]
+    happen, changed_from, computed = CHANGES[change]
+    happen(folder)
+    summary = score_source(detector(), images, output)
+    assert (summary.changed_from, summary.computed) == (changed_from, computed)
+    score_source(detector(), images, tmp_path / "whole.jsonl")
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert "stamp" not in output.read_text() and "fingerprint" not in output.read_text()
+
+
+def without_stamps(source: Source) -> Source:
+    return Stream(source.name, lambda: (Entry(e.id, e.load) for e in source))
+
+
+def test_images_that_kept_their_stamp_are_not_read_again(tmp_path: Path, images: Source) -> None:
+    loaded: list[str] = []
+
+    def load(entry: Entry) -> Image.Image:
+        loaded.append(entry.id)
+        return entry.load()
+
+    counting = Stream(images.name, lambda: (Entry(e.id, partial(load, e), e.stamp) for e in images))
+    with pytest.raises(Killed):
+        score_source(detector(), counting, tmp_path / "s.csv", on_batch=kill_after(2))  # type: ignore[arg-type]
+    loaded.clear()
+    score_source(detector(), counting, tmp_path / "s.csv")
+    assert loaded == [f"{i:03}.png" for i in range(8, 18)]
+
+
+def test_a_journal_without_fingerprints_is_scored_anew(tmp_path: Path, images: Source) -> None:
+    """As earlier versions wrote it: without the precision and the preparation too."""
+    output, journal = tmp_path / "s.csv", tmp_path / "s.csv.part"
+    with pytest.raises(Killed):
+        score_source(detector(), images, output, on_batch=kill_after(2))  # type: ignore[arg-type]
+    header, *rows = map(json.loads, journal.read_text().splitlines())
+    old = {"stamp", "fingerprint", "precision", "preparation"}
+    lines = [{name: d[name] for name in d if name not in old} for d in (header, *rows)]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(Killed):
         score_source(detector(), images, output, on_batch=kill_after(1))  # type: ignore[arg-type]
-    (tmp_path / "images" / "000.png").unlink()
-    with pytest.raises(OutputError, match=r"'000.png' where the source now has '001.png'"):
-        score_source(detector(), images, output)
+    assert json.loads(journal.read_text().splitlines()[0]) == header, "written as it is now"
+    summary = score_source(detector(), images, output)
+    assert (summary.changed_from, summary.computed) == (None, 14)
+
+
+def test_a_journal_of_another_precision_or_preparation_is_not_continued(
+    tmp_path: Path, images: Source
+) -> None:
+    output, method = tmp_path / "s.csv", small_method(attempts=2, steps=1)
+    first = small_detector(method, at_once=8, precision="float32")
+    with pytest.raises(Killed):
+        score_source(first, images, output, to="scores", on_batch=kill_after(1))  # type: ignore[arg-type]
+    second = small_detector(method, at_once=8, precision="bf16")
+    with pytest.raises(OutputError, match='precision was "float32", is now "bf16"'):
+        score_source(second, images, output, to="scores")
+    first.preparation = replace(first.preparation, fit="pad")
+    with pytest.raises(OutputError, match="preparation was"):
+        score_source(first, images, output, to="scores")
 
 
 def test_early_stopped_images_have_fewer_distances_and_a_killed_run_the_same_table(

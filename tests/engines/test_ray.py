@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,11 +13,11 @@ from tiny import decide_by, pixels, save_images, small_detector, small_method
 
 from liftmap.detector import Detector
 from liftmap.engines.local import Summary, score_source
-from liftmap.engines.ray import Cluster, _Diary, _Job, _Worker, score_on_ray
+from liftmap.engines.ray import Cluster, _Diary, _Job, _list, _Worker, score_on_ray
 from liftmap.engines.tables import read_rows
 from liftmap.errors import OutputError
-from liftmap.files import held
-from liftmap.images.entry import Entry, Source
+from liftmap.files import Run, held, read_object
+from liftmap.images.entry import Entry, Source, Stream
 from liftmap.images.sources import open_source
 
 ray = pytest.importorskip("ray")
@@ -74,8 +74,92 @@ def test_the_parts_are_the_local_table(
     again = score_on_ray(detector, images, tmp_path / "r", cluster, images_a_part=5)
     assert (again.images, again.computed) == (22, 5), "only what was missing"
     assert (tmp_path / "r" / "part-000000000.parquet").stat().st_mtime_ns == before
+    (tmp_path / "images" / "011.png").write_bytes((tmp_path / "images" / "000.png").read_bytes())
+    changed = score_on_ray(detector, images, tmp_path / "r", cluster, images_a_part=5)
+    assert (changed.images, changed.computed, changed.changed_from) == (22, 5, 12)
+    after = list(read_rows(tmp_path / "r"))
+    assert after[11]["score"] == pytest.approx(after[0]["score"], rel=1e-3)
     with pytest.raises(OutputError, match=r"another run \(false_alarms was 0.05, is now 0.1\)"):
         score_on_ray(detector, images, tmp_path / "r", cluster, images_a_part=5, false_alarms=0.1)
+
+
+# what happens to a folder of 22 images whose parts of 5 are all there: which parts stay, and the
+# number of the first image that is another
+CHANGES: dict[str, tuple[Callable[[Path], object], list[int], int | None]] = {
+    "nothing": (lambda folder: None, [0, 5, 10, 15, 20], None),
+    "another": (lambda folder: (folder / "011.png").write_text("x"), [0, 5, 15, 20], 12),
+    "one less at the end": (lambda folder: (folder / "021.png").unlink(), [0, 5, 10, 15], 22),
+    "one more at the end": (lambda folder: save(folder / "x.png"), [0, 5, 10, 15], 23),
+    "one less": (lambda folder: (folder / "006.png").unlink(), [0], 7),
+    "one more in front": (lambda folder: save(folder / "000a.png"), [], 2),
+    "a part less": (lambda folder: remove(folder, 20), [0, 5, 10, 15], 21),
+}
+
+
+def save(path: Path) -> None:
+    path.write_bytes((path.parent / "000.png").read_bytes())
+
+
+def remove(folder: Path, first: int) -> None:
+    for path in sorted(folder.iterdir())[first:]:
+        path.unlink()
+
+
+def listed(source: Source, output: Path) -> tuple[int, int, int | None]:
+    return _list(Run({"images_a_part": 5}), source, output)
+
+
+def write_parts(output: Path) -> None:
+    for number in range(5):
+        (output / f"part-{5 * number:09}.parquet").touch()
+        (output / f".part-{number}.diary").touch()
+
+
+def parts(output: Path) -> list[int]:
+    return sorted(int(path.stem[5:]) for path in output.glob("part-*.parquet"))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_parts_whose_images_changed_are_dropped(change: str, tmp_path: Path) -> None:
+    folder, output = save_images(tmp_path / "images", 22), tmp_path / "r"
+    source = open_source(folder)
+    assert listed(source, output) == (5, 22, None)
+    write_parts(output)
+    happen, kept, changed_from = CHANGES[change]
+    happen(folder)
+    images = len(list(folder.iterdir()))
+    assert listed(source, output) == (-(-images // 5), images, changed_from)
+    assert parts(output) == kept
+    diaries = sorted(5 * int(path.stem[6:]) for path in output.glob(".part-*.diary"))
+    assert diaries == kept, "what workers died at may have been mended"
+    assert listed(source, output)[2] is None, "it is known from here on"
+
+
+def test_parts_of_a_listing_without_stamps_are_dropped(tmp_path: Path) -> None:
+    """As earlier versions listed a source; their settings lacked some too."""
+    import pyarrow as pa
+
+    source, output = open_source(save_images(tmp_path / "images", 22)), tmp_path / "r"
+    run = Run({"images_a_part": 5, "precision": "bf16"}, formerly={"precision": None})
+    Run({"images_a_part": 5}).begin(output / "run.json")
+    ids = pa.table({"id": [entry.id for entry in source]})
+    pq.write_table(ids, output / "listing.parquet", row_group_size=5)
+    write_parts(output)
+    assert _list(run, source, output) == (5, 22, 1)
+    assert parts(output) == []
+    assert read_object(output / "run.json") == run.about
+
+
+def test_published_sets_are_known_by_their_names_ids_and_order(tmp_path: Path) -> None:
+    """They have no stamps."""
+    ids, output = [str(i) for i in range(22)], tmp_path / "r"
+    source = Stream("torchvision:X:test", lambda: iter([Entry(id, lambda: None) for id in ids]))  # type: ignore[arg-type,return-value]
+    listed(source, output)
+    write_parts(output)
+    assert listed(source, output) == (5, 22, None)
+    ids.append("22")
+    assert listed(source, output) == (5, 23, 23)
+    assert parts(output) == [0, 5, 10, 15]
 
 
 def test_a_source_that_is_no_folder_is_read_by_place(

@@ -6,20 +6,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import decide_by, pixels, save_images, small_method, small_model, trained
+from PIL import Image
+from tiny import (
+    decide_by,
+    pixels,
+    save_grey_generator,
+    save_images,
+    small_method,
+    small_model,
+    trained,
+)
 
 from liftmap.baselines.msma import MSMA
 from liftmap.detector import Detector
-from liftmap.errors import ModelError, OutputError
+from liftmap.errors import ModelError, OutputError, SourceError
 from liftmap.evaluation.benchmark import (
     BenchmarkListener,
+    Participant,
     Task,
     run_benchmark,
     table_rows,
     write_benchmark,
 )
-from liftmap.evaluation.entrants import find_entrants, lmd, lmd_by_each
-from liftmap.images.entry import take
+from liftmap.evaluation.cells import Cell
+from liftmap.evaluation.entrants import find_entrants, lama, lmd, lmd_by_each
+from liftmap.images.entry import Source, take
 from liftmap.images.sources import open_source
 from liftmap.images.store import HoldOut, PreparedImages
 from liftmap.stages.mixture import Candidate
@@ -177,6 +188,50 @@ def test_a_cell_belongs_to_a_files_content_wherever_it_lies(task: Task, tmp_path
     np.save(tmp_path / "there" / "x.npy", 255 - rows)
     run_benchmark([moved], methods, tmp_path / "b", listener=listener)
     assert scored.count("mahalanobis") == 3
+
+
+def test_new_images_under_old_names_are_scored_anew(task: Task, tmp_path: Path) -> None:
+    """In a folder's part, and in what is prepared and learnt of the training images."""
+    told: list[str] = []
+    listener = BenchmarkListener(on_cell=lambda method, source, images: told.append(method))
+    methods = find_entrants(["mahalanobis"])
+    run_benchmark([task], methods, tmp_path / "b", listener=listener)
+    for image, name in zip(pixels(2, seed=7), ("031.png", "035.png"), strict=True):
+        Image.fromarray(image[0].numpy()).save(tmp_path / "images" / name)
+    told.clear()
+    run_benchmark([task], methods, tmp_path / "b", listener=listener)
+    assert told == ["mahalanobis"], "the in-domain images: training and the others are the same"
+    scores = kept(tmp_path / "b")["scores"].to_pylist()
+    assert len(scores) == 3 and scores[0] != scores[2]
+    Image.fromarray(pixels(1, seed=8)[0, 0].numpy()).save(tmp_path / "images" / "020.png")
+    told.clear()
+    run_benchmark([task], methods, tmp_path / "b", listener=listener)
+    assert told == ["preparing", "mahalanobis learns", "mahalanobis", "mahalanobis"]
+
+
+def test_images_that_change_while_they_are_scored_are_not_kept(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = Participant._score
+
+    def change(self: Participant, source: Source) -> Cell:
+        found = scored(self, source)
+        (tmp_path / "images" / "033.png").write_text("no image")
+        return found
+
+    monkeypatch.setattr(Participant, "_score", change)
+    with pytest.raises(SourceError, match="have changed meanwhile: run again"):
+        run_benchmark([task], find_entrants(["mahalanobis"]), tmp_path / "b")
+    assert not (tmp_path / "b" / "cells.parquet").exists()
+
+
+def test_lamas_cells_go_by_its_generators_content(tmp_path: Path) -> None:
+    path = save_grey_generator(tmp_path / "g.pt")
+    entrant, model = lama(path), small_model()
+    before = entrant.used(model, 0)
+    assert lama(path).used(model, 0) == before
+    path.write_bytes(path.read_bytes() + b"x")
+    assert entrant.used(model, 0) != before
 
 
 def test_a_cell_says_what_it_is(task: Task, tmp_path: Path) -> None:

@@ -50,6 +50,17 @@ def test_images_below_an_address_are_found_and_read(store: str, tmp_path: Path) 
         entries[3].load()
 
 
+def test_a_stamp_changes_with_the_object(store: str, tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "images", 3)
+    put(store, folder)
+    before = [entry.stamp for entry in open_source(f"s3://photos/in{store}")]
+    assert None not in before
+    (folder / "001.png").write_bytes((folder / "001.png").read_bytes() + b"more")
+    put(store, folder)
+    after = [entry.stamp for entry in open_source(f"s3://photos/in{store}")]
+    assert before[1] != after[1] and before[3] == after[3]
+
+
 def test_a_part_of_an_address_and_a_single_id(store: str, tmp_path: Path) -> None:
     put(store, save_images(tmp_path / "images", 3))
     assert [e.id for e in open_source(f"s3://photos/in{store}[1:3]")] == ["001.png", "002.png"]

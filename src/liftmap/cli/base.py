@@ -110,7 +110,7 @@ RateOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ...; found by itself.")]
 PrecisionOption = Annotated[
-    str | None, typer.Option(help="bf16 or float32; bf16 where the hardware has it.")
+    str | None, typer.Option(help="bf16 or float32; the calibration's, or what the machine has.")
 ]
 AtOnceOption = Annotated[
     int | None, typer.Option(help="Redraws at once; fewer need less memory.", min=1)
@@ -149,6 +149,7 @@ def load_detector(
     value_range: str | None = None,
 ) -> "Detector":
     from liftmap.detector import Detector
+    from liftmap.diffusion.denoiser import fast_bf16
     from liftmap.model import Model
 
     if precision not in (None, "bf16", "float32"):
@@ -158,7 +159,23 @@ def load_detector(
         preparation = replace(loaded.preparation, value_range=range_of(value_range))
         loaded = replace(loaded, preparation=preparation)
     options: dict[str, Any] = {"device": device, "precision": precision, "at_once": at_once}
-    return Detector(loaded, method=method, **options)
+    made = Detector(loaded, method=method, **options)
+    if made.denoiser.precision == "bf16" and not fast_bf16(made.device):
+        complaints.print(
+            "[yellow]slow:[/] bf16, in which the model was calibrated or which was asked for, is "
+            "emulated on this machine; `liftmap calibrate` redoes the calibration in float32"
+        )
+    return made
+
+
+def native(precision: str | None, device: str | None) -> str:
+    """The precision that was asked for, or what the device is fast in, for a new calibration."""
+    import torch
+
+    from liftmap.diffusion.denoiser import native_precision
+
+    found = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return precision or native_precision(torch.device(found))
 
 
 def size_of(text: str) -> tuple[int, int]:

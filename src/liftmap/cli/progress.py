@@ -73,6 +73,7 @@ class ScoreProgress(_Bar):
             console=console,
         )
         self._task = self._bar.add_task(escape(name), total=total, rate="")
+        self._told = False
         self._log = _Log(self._bar)
 
     def __enter__(self) -> Callable[[Summary], None]:
@@ -80,6 +81,10 @@ class ScoreProgress(_Bar):
         return self._update
 
     def _update(self, summary: Summary) -> None:
+        if summary.changed_from is not None and not self._told:
+            self._told = True
+            changed = f"the images changed from number {summary.changed_from} on: scored anew"
+            self._bar.console.print(changed, highlight=False)
         rate = f"{summary.images_per_second:.1f} images/s" if summary.computed else ""
         self._bar.update(self._task, completed=summary.images, rate=rate)
         self._log.tell(self._task, f"{summary.images} images  {rate}")

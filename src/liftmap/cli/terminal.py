@@ -85,7 +85,7 @@ def _calibrations(model: Model) -> Iterator[tuple[str, str]]:
         sampler = judge.method.sampler
         name = names.get(key, f"{sampler.name}, {sampler.steps} steps")
         calibration = judge.decides_by
-        precision = f" in {judge.precision}" if judge.precision else ""
+        precision = f" in {judge.precision}" if judge.precision else ", precision not recorded"
         yield f"calibrated ({name})", f"on {len(calibration.scores)} images{precision}"
         for rate in (0.01, 0.05, 0.1):
             yield "", f"at {rate:.0%}: {_rate(calibration, rate)}"

@@ -33,6 +33,7 @@ from liftmap.cli.base import (
     console,
     load_detector,
     method_of,
+    native,
     open_images,
     print_about,
     range_of,
@@ -147,7 +148,7 @@ def calibrate(
         raise SettingsError(
             f"--model {model}: need a model folder that can be written; copy the model first"
         )
-    chosen = method_of(method, steps, attempts, distance)
+    chosen, precision = method_of(method, steps, attempts, distance), native(precision, device)
     detector = load_detector(model, chosen, device, precision, at_once, value_range)
     opened = open_images(
         source, root, download, limit, column=column, hidden=hidden, most_pixels=most_pixels

@@ -97,6 +97,11 @@ def fast_bf16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in has)
 
 
+def native_precision(device: torch.device) -> Precision:
+    """What the device is fast in: bf16 where it has it, float32 otherwise."""
+    return "bf16" if fast_bf16(device) else "float32"
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """bfloat16 matrix work under "bf16", nothing under "float32"."""
     if precision == "float32":
@@ -129,7 +134,7 @@ class Denoiser:
         self.process = process
         self.by = by
         device = next(network.parameters()).device
-        self.precision: Precision = precision or ("bf16" if fast_bf16(device) else "float32")
+        self.precision: Precision = precision or native_precision(device)
         if self.precision == "bf16":
             _round_weights(network)
 

@@ -2,32 +2,33 @@
 
 While it runs, finished batches are appended to a journal beside the output (`NAME.part`, one JSON
 line an image). At the end the journal becomes the table, and goes. A rerun reads the journal back,
-checks that it belongs to the same run, and continues after its last whole batch.
+checks that it belongs to the same run, and continues after its last whole batch whose images are
+still the same.
 """
 
-import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from heapq import nlargest
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from liftmap.detector import Detector
+from liftmap.engines.journal import Journal
 from liftmap.engines.tables import Row, check_format, write_table
-from liftmap.errors import OutputError
-from liftmap.files import Run, hold
+from liftmap.files import Run
 from liftmap.images.entry import Entry, Source
-from liftmap.images.prepare import prepare_entries
+from liftmap.images.prepare import fingerprint, prepare_entries
 from liftmap.stages.redraw import Measured
 
 Upto = Literal["distances", "scores", "decisions"]
 BINS, ODDEST = 20, 5  # of the summary: p-values' histogram, images named
+UNRECORDED = {"precision": None, "preparation": None}  # in what earlier versions left
+MARKS = ("stamp", "fingerprint")  # by which a row is known to be of an image that didn't change
 
 
 @dataclass
@@ -35,6 +36,8 @@ class Summary:
     """What came of a run.
 
     computed: images scored now, in `seconds`; the rest were there from an earlier run.
+    changed_from: number, from 1, of the first image that isn't what an earlier run scored; what it
+        made of it, and of those behind, was scored anew. None if all were the same.
     """
 
     images: int = 0
@@ -43,6 +46,7 @@ class Summary:
     computed: int = 0
     seconds: float = 0.0
     attempts: int = 0
+    changed_from: int | None = None
     reasons: dict[str, str] = field(default_factory=dict)  # the first few skipped ids
     p_values: list[int] = field(default_factory=lambda: [0] * BINS)  # images by p-value, 0 to 1
     oddest: list[tuple[float, str, float | None]] = field(default_factory=list)  # score, id, p
@@ -71,6 +75,7 @@ class Summary:
             "flagged": self.flagged,
             "attempts_an_image": self.attempts_an_image,
             "images_per_second": self.images_per_second,
+            "changed_from": self.changed_from,
             "oddest": [{"id": id, "score": score, "p_value": p} for score, id, p in self.oddest],
         }
 
@@ -131,20 +136,22 @@ def score_source(
     summary = Summary()
     entries = iter(source)
     with journal.open() as file:
+        again, summary.changed_from = journal.compare(file, entries, scoring.is_same)
+        entries = chain(again, entries)
         for row in journal.rows():
-            journal.check(row, next(entries, None))
             summary.count(row)
         on_batch(summary)
         while pending := list(islice(entries, batch)):
             begun = time.monotonic()
-            rows = scoring.rows(pending)
+            rows = scoring.marked_rows(pending)
             journal.append(file, rows)
             summary.seconds += time.monotonic() - begun
             summary.computed += len(rows)
             for row in rows:
                 summary.count(row)
             on_batch(summary)
-    write_table(journal.rows(), output, list(detector.redraw.distances), attempts)
+    plain = ({name: row[name] for name in row if name not in MARKS} for row in journal.rows())
+    write_table(plain, output, list(detector.redraw.distances), attempts)
     journal.path.unlink()
     return summary
 
@@ -164,6 +171,8 @@ class Scoring:
         self.about: dict[str, Any] = {
             "method": detector.method.key,
             "weights": detector.model.checkpoint.weights_key,
+            "precision": detector.denoiser.precision,
+            "preparation": asdict(detector.preparation),
             "to": to,
             "false_alarms": None,
             "calibration": None,
@@ -181,17 +190,42 @@ class Scoring:
 
     def run(self, **more: Any) -> Run:
         """What a table of these rows belongs to."""
-        return Run(self.about | more, formerly={"method": self.detector.method.former_key})
+        formerly = {"method": self.detector.method.former_key} | UNRECORDED
+        return Run(self.about | more, formerly=formerly)
 
     def rows(self, entries: list[Entry]) -> list[Row]:
         """The rows of a few images; one that can't be read costs itself alone."""
+        return [row for row, _ in self._rows(entries)]
+
+    def marked_rows(self, entries: list[Entry]) -> list[Row]:
+        """The same with each image's stamp and fingerprint, by which `is_same` knows it."""
+        pairs = zip(entries, self._rows(entries), strict=True)
+        return [row | dict(zip(MARKS, (e.stamp, mark), strict=True)) for e, (row, mark) in pairs]
+
+    def is_same(self, row: Row, entry: Entry) -> bool:
+        """Whether a marked row is what scoring the image would give.
+
+        It is if the image has kept its stamp; else if it is prepared to the same pixels, or can't
+        be read for the same reason.
+        """
+        if row["id"] != entry.id or "fingerprint" not in row:
+            return False
+        if entry.stamp is not None and row["stamp"] == entry.stamp:
+            return True
+        pixels, reasons, _ = prepare_entries(self.detector.preparation, [entry])
+        mark = _mark(pixels[0]) if pixels else None
+        return bool(row["fingerprint"] == mark and row["reason"] == reasons.get(0))
+
+    def _rows(self, entries: list[Entry]) -> Iterator[tuple[Row, str | None]]:
+        """Rows, and the fingerprints of the images that can be read."""
         pixels, reasons, _ = prepare_entries(self.detector.preparation, entries)
         values = self._values(torch.stack(pixels)) if pixels else iter(())
+        marks = map(_mark, pixels)
         empty = dict.fromkeys(("score", "p_value", "is_ood", "attempts", "distances", "norms"))
-        return [
-            {"id": entry.id, **(empty if i in reasons else next(values)), "reason": reasons.get(i)}
-            for i, entry in enumerate(entries)
-        ]
+        for i, entry in enumerate(entries):
+            found = empty if i in reasons else next(values)
+            row = {"id": entry.id, **found, "reason": reasons.get(i)}
+            yield row, None if i in reasons else next(marks)
 
     def _values(self, pixels: Tensor) -> Iterator[Row]:
         kinds = list(self.detector.redraw.distances)
@@ -217,76 +251,5 @@ class Scoring:
             }
 
 
-class Journal:
-    """Finished batches as JSON lines, after a first line that says which run they belong to."""
-
-    def __init__(self, path: Path, run: Run) -> None:
-        self.path, self.run = path, run
-
-    def open(self) -> TextIO:
-        """Open to append; starts the file, or cuts it back to its last whole batch."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("a", encoding="utf-8")
-            hold(file)
-            if self.path.stat().st_size:
-                self._cut()
-            if not self.path.stat().st_size:
-                file.write(json.dumps(self.run.about) + "\n")
-                file.flush()
-            return file
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _cut(self) -> None:
-        with self.path.open("rb") as file:
-            header = file.readline()
-            if not header.endswith(b"\n"):
-                os.truncate(self.path, 0)
-                return
-            self._check_run(header)
-            whole = file.tell()
-            for lines, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break
-                if lines % self.run.about["batch"] == 0:
-                    whole = file.tell()
-        os.truncate(self.path, whole)
-
-    def _check_run(self, header: bytes) -> None:
-        try:
-            before = json.loads(header)
-        except ValueError:
-            before = None
-        self.run.check(before, self.path)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows that are in it, one by one."""
-        with self.path.open(encoding="utf-8") as file:
-            next(file, None)
-            for line in file:
-                yield json.loads(line)
-
-    def check(self, row: dict[str, Any], entry: Entry | None) -> None:
-        """The source must still give the same images in the same order."""
-        if entry is None or entry.id != row["id"]:
-            now = "its end" if entry is None else repr(entry.id)
-            raise OutputError(
-                f"{self.path} goes on with {row['id']!r} where the source now has {now}: "
-                "the source has changed; delete the file to start anew"
-            )
-
-    def append(self, file: TextIO, rows: list[dict[str, Any]]) -> None:
-        """Add a batch; it is on disk when this returns."""
-        try:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"{self.path} can't be written ({error.strerror}): free space or choose another "
-            "--output; a rerun continues after the last whole batch"
-        )
+def _mark(pixels: Tensor) -> str:
+    return f"{fingerprint(pixels):016x}"

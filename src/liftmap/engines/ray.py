@@ -1,9 +1,13 @@
 """Scores a source on the machines of a Ray cluster, into one folder of Parquet parts.
 
-The folder, which all machines must see, holds `listing.parquet`, the ids in the source's order, one
-row group a part; `run.json`, what the parts belong to; and `part-NNNNNNNNN.parquet`, each written
-whole by whichever worker scored it. A rerun computes the parts that are missing, so that each image
-has exactly one row whatever was lost on the way.
+The folder, which all machines must see, holds `listing.parquet`, ids and stamps in the source's
+order, one row group a part; `run.json`, what the parts belong to; and `part-NNNNNNNNN.parquet`,
+each written whole by whichever worker scored it. A rerun lists the source again, drops the parts
+whose images have changed, and computes those that are missing, so that each image has exactly one
+row whatever was lost on the way.
+
+Images without stamps, those of published data sets, are taken for unchanged where ids and order
+are: such sets are known by their names.
 """
 
 import json
@@ -22,7 +26,7 @@ from liftmap.engines.local import Scoring, Summary, Upto
 from liftmap.engines.memory import keep_freed_memory
 from liftmap.engines.tables import read_rows, write_table
 from liftmap.errors import ImageError, MissingExtraError, OutputError, SourceError
-from liftmap.files import atomic_path, held
+from liftmap.files import Run, atomic_path, held
 from liftmap.images.entry import Entry, Source, part
 from liftmap.images.sources import open_source
 from liftmap.model import Model
@@ -84,19 +88,18 @@ def score_on_ray(
     Raises:
         MissingExtraError: the extra `ray` is not installed.
         OutputError: the folder holds another run, is in use, or can't be written.
-        and as `score_source`.
+        and as `score_source`. Of images that have changed since an earlier run, the whole parts
+        are scored anew.
     """
     try:
         import ray
     except ImportError as error:
         raise MissingExtraError("ray", "ray") from error
     scoring = Scoring(detector, to, false_alarms)  # refuses before the work
-    images = source.count()
-    run = scoring.run(source=source.name, images=images, images_a_part=images_a_part)
+    run = scoring.run(source=source.name, images_a_part=images_a_part)
     with held(output):
-        run.begin(output / "run.json")
-        parts, images = _list(source, output / "listing.parquet", images_a_part)
-        summary, missing = Summary(), []
+        parts, images, changed_from = _list(run, source, output)
+        summary, missing = Summary(changed_from=changed_from), []
         for number in range(parts):
             path = _part_path(output, number, images_a_part)
             if path.exists():
@@ -190,7 +193,7 @@ class _Worker:
         found = list(part(self.source, first, first + len(ids), name=self.source.name))
         if [entry.id for entry in found] != ids:
             raise SourceError(
-                f"{self.source.name} has changed since it was listed: choose another --output"
+                f"{self.source.name} has changed since it was listed: run again to list it anew"
             )
         return found
 
@@ -254,27 +257,72 @@ def _give_up() -> Any:
     raise ImageError(f"{CRASHES} workers died at it: given up")
 
 
-def _list(source: Source, path: Path, images_a_part: int) -> tuple[int, int]:
-    """(parts, images) of the source; its ids are listed once, and stay as they were then."""
+Listed = tuple[str, str | None]  # an image's id and stamp
+
+
+def _list(run: Run, source: Source, output: Path) -> tuple[int, int, int | None]:
+    """List the source as it is now, and drop the parts that are of other images.
+
+    Returns parts, images, and the number, from 1, of the first image that a dropped part had and
+    that has changed; None if no part was dropped.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path, size = output / "listing.parquet", run.about["images_a_part"]
+    run.begin(output / "run.json")
+    entries = iter(source)
+    schema = pa.schema([("id", pa.string()), ("stamp", pa.string())])
+    number, changed = 0, []
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        while chunk := [(entry.id, entry.stamp) for entry in islice(entries, size)]:
+            ids, stamps = zip(*chunk, strict=True)
+            writer.write_table(pa.table({"id": ids, "stamp": stamps}, schema=schema))
+            changed += _drop(output, number, size, _first_other(_listed(path, number), chunk))
+            number += 1
+        for beyond in sorted(output.glob("part-*.parquet")):  # of a source that was longer
+            place = int(beyond.stem.removeprefix("part-"))
+            if place >= number * size:
+                changed += _drop(output, place // size, size, 0)
+    if not any(output.glob("part-*.parquet")):
+        run.keep(output / "run.json")  # what an earlier version left out is known from here on
+    return number, pq.read_metadata(path).num_rows, min(changed, default=None)
+
+
+def _first_other(before: list[Listed] | None, now: list[Listed]) -> int | None:
+    """The place of the first image that isn't as it was listed; None if all are."""
+    if before == now:
+        return None
+    pairs = enumerate(zip(before or [], now, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(before or []), len(now)))
+
+
+def _drop(output: Path, number: int, size: int, other: int | None) -> list[int]:
+    """Remove a part, unless no image of it is another; the number of the first, from 1, if so."""
+    if other is None:
+        return []
+    (output / f".part-{number}.diary").unlink(missing_ok=True)
+    part_path = _part_path(output, number, size)
+    was_there = part_path.exists()
+    part_path.unlink(missing_ok=True)
+    return [number * size + other + 1] if was_there else []
+
+
+def _listed(path: Path, number: int) -> list[Listed] | None:
+    """A part's ids and stamps; None if they weren't listed, or without stamps as once was done."""
+    import pyarrow.parquet as pq
+
     if not path.exists():
-        ids = (entry.id for entry in source)
-        schema = pa.schema([("id", pa.string())])
-        with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-            while chunk := list(islice(ids, images_a_part)):
-                writer.write_table(pa.table({"id": chunk}, schema=schema))
-    about = pq.read_metadata(path)
-    return about.num_row_groups, about.num_rows
+        return None
+    with pq.ParquetFile(path) as file:
+        if "stamp" not in file.schema_arrow.names or number >= file.num_row_groups:
+            return None
+        rows = file.read_row_group(number)
+    return list(zip(rows["id"].to_pylist(), rows["stamp"].to_pylist(), strict=True))
 
 
 def _ids(path: Path, number: int) -> list[str]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        ids: list[str] = file.read_row_group(number)["id"].to_pylist()
-    return ids
+    return [id for id, _ in _listed(path, number) or []]
 
 
 def _part_path(output: Path, number: int, images_a_part: int) -> Path:

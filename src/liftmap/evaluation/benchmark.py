@@ -20,14 +20,14 @@ import torch
 
 import liftmap
 from liftmap.baselines.base import LEARNT, Baseline
-from liftmap.errors import CalibrationError
+from liftmap.errors import CalibrationError, SourceError
 from liftmap.evaluation.cells import Cell, Cells
 from liftmap.evaluation.entrants import Entrant
+from liftmap.evaluation.keys import data_key
 from liftmap.evaluation.metrics import evaluate_scores
 from liftmap.files import atomic_path
-from liftmap.images.entry import Source
+from liftmap.images.entry import Source, stamp_of
 from liftmap.images.prepare import Preparation, prepare_entries
-from liftmap.images.sources import SLICE
 from liftmap.images.store import PreparedImages, store_source
 from liftmap.model import Model, find_model
 from liftmap.scorer import Scorer
@@ -75,6 +75,7 @@ def run_benchmark(
 
     Raises:
         ModelError: a model that does not say which of its images were held out.
+        SourceError: images that change while they are scored.
         OutputError: the cells can't be written, or are damaged.
     """
     listener, seeds = listener or BenchmarkListener(), seeds or [0]
@@ -117,6 +118,8 @@ class Participant:
             _ = self.scorer  # made and taught first, which is told of by itself
             self.listener.on_cell(self.name, source.name, source.count())
             found = self._score(source)
+            if self._key(self.entrant.key, self.task.train, source) != key:
+                raise SourceError(f"{source.name}: its images have changed meanwhile: run again")
             cells.add(key, found)
         return found
 
@@ -182,12 +185,20 @@ class Participant:
     def _prepared(self, preparation: Preparation) -> PreparedImages:
         """The training images as the model takes them, prepared once for all methods."""
         source, p = self.task.train, preparation
-        name = hashlib.sha256(repr((data_key(source), p)).encode()).hexdigest()[:16]
-        path = self.folder / "prepared" / f"{name}.u8"
+        path = self._place(p)
         if path.exists():
             return PreparedImages(path, (p.channels, p.height, p.width))
         self.listener.on_cell("preparing", source.name, source.count())
-        return store_source(source, p, path, on_image=lambda: self.listener.on_image(1))
+        made = store_source(source, p, path, on_image=lambda: self.listener.on_image(1))
+        if self._place(p) != path:
+            path.unlink()
+            raise SourceError(f"{source.name}: its images have changed meanwhile: run again")
+        return made
+
+    def _place(self, preparation: Preparation) -> Path:
+        """Where the training images are kept as the model takes them."""
+        of = repr((data_key(self.task.train), preparation))
+        return self.folder / "prepared" / f"{hashlib.sha256(of.encode()).hexdigest()[:16]}.u8"
 
     def _on_batch(self) -> Callable[[int, int], None]:
         before = 0
@@ -213,33 +224,14 @@ def cell_key(method: str, seed: int, used: list[Any], *sources: list[Any]) -> st
     return hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:16]
 
 
-def data_key(source: Source) -> list[Any]:
-    """What tells a source's images from others: a file's content, wherever it lies, or the name."""
-    sliced = SLICE.fullmatch(source.name)
-    whole = sliced[1] if sliced else source.name
-    file = Path(whole.rpartition(":")[0] if ".npz:" in whole else whole)
-    if not file.is_file():
-        return [source.name, source.count()]
-    status = file.stat()
-    content = _content_key(file, status.st_size, status.st_mtime_ns)
-    return [Path(source.name).name, source.count(), content]
-
-
-@lru_cache
-def _content_key(file: Path, size: int, changed: int) -> str:
-    """A hash of a file's bytes; computed again only when its size or its time has changed."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-State = tuple[tuple[str, int, int], ...]
+State = tuple[tuple[str, str | None], ...]
 
 
 def _state(model: str) -> tuple[Path, State]:
-    """A model's folder, and its files' names, sizes and times."""
+    """A model's folder, and the names, sizes and times of the files below it."""
     folder = find_model(model)
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return folder, tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return folder, tuple((p.relative_to(folder).as_posix(), stamp_of(p)) for p in files)
 
 
 @lru_cache(maxsize=1024)

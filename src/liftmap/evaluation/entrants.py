@@ -29,6 +29,7 @@ from liftmap.baselines.on_diffusion import OnDiffusion
 from liftmap.baselines.projection_regret import ProjectionRegret
 from liftmap.detector import Detector
 from liftmap.errors import MissingExtraError, SettingsError
+from liftmap.evaluation.keys import file_key
 from liftmap.model import Model
 from liftmap.scorer import Scorer
 from liftmap.stages.aggregate import aggregate
@@ -206,7 +207,10 @@ def lama(generator: str | Path, mask: MaskSettings | None = None) -> Entrant:
     def make(model: Model, seed: int, **options: Any) -> ByInpainting:
         return LaMaInpainting(model.preparation, generator=generator, mask=mask, **options)
 
-    return Entrant(BY_LAMA, f"lmd-lama:{generator}{_under(mask)}", make, (preparation,))
+    def content(model: Model, seed: int) -> str:
+        return file_key(Path(generator))
+
+    return Entrant(BY_LAMA, f"lmd-lama:{generator}{_under(mask)}", make, (preparation, content))
 
 
 def _under(mask: MaskSettings | None) -> str:

@@ -3,6 +3,7 @@
 Liu, Zhou & Weinberger 2024, Figures 4 to 11. `liftmap reproduce figure9` and its like.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from liftmap.engines.tables import read_distances
 from liftmap.errors import SettingsError, SourceError
 from liftmap.evaluation.benchmark import BenchmarkListener, Participant, Task
 from liftmap.evaluation.entrants import Entrant, inpainting, lama
+from liftmap.evaluation.keys import data_key
 from liftmap.evaluation.metrics import auroc
 from liftmap.evaluation.paper import (
     C10,
@@ -298,7 +300,9 @@ def _uncalibrated(method: Method) -> Method:
 
 def _distances(detector: Detector, source: Source, folder: Path, tools: Tools) -> np.ndarray:
     """(n, attempts, kinds) of a source's images, kept in a table named after its making."""
-    key = f"{detector.model.checkpoint.weights_key[:8]}-{detector.method.key[:8]}-{source.count()}"
+    weights, precision = detector.model.checkpoint.weights_key, detector.denoiser.precision
+    made_of = (weights, detector.method.key, precision, detector.preparation, data_key(source))
+    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
     table = folder / "distances" / f"{_short(source)}-{key}.parquet"
     if not table.exists():
         with tools.scoring(source) as on_batch:

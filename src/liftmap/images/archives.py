@@ -16,10 +16,10 @@ from liftmap.images.entry import (
     Entry,
     Request,
     Stream,
-    file_stamp,
     printable,
     reading,
     refused,
+    stamp_of,
 )
 from liftmap.images.kinds import HEAD, UNREAD, ending, is_meant
 from liftmap.images.tally import Tally
@@ -165,7 +165,7 @@ def _tarred(
         return head + (file.read() if file else b"")
 
     if tally.wants(name, read_head):
-        yield _entry(name, member.size, read, request, file_stamp(Path(request.spec)))
+        yield _entry(name, member.size, read, request, stamp_of(Path(request.spec)))
 
 
 def _tar_links(

@@ -16,7 +16,7 @@ import numpy as np
 
 from liftmap.errors import SourceError
 from liftmap.images.decode import MOST_PIXELS
-from liftmap.images.entry import Entry, Request, Stream, file_stamp, reading
+from liftmap.images.entry import Entry, Request, Stream, reading, stamp_of
 from liftmap.images.picture import Decoded, of_array
 
 IDX_IMAGES = 2051  # magic number of an unsigned-byte array with three axes (LeCun's IDX format)
@@ -38,13 +38,13 @@ def npz_source(request: Request, key: str | None = None) -> Stream:
         )
     name = f"{path}:{key}" if key else request.spec
     opened = partial(_ZipMember, path, f"{chosen}.npy")
-    return _array_stream(replace(request, spec=name), opened, file_stamp(path))
+    return _array_stream(replace(request, spec=name), opened, stamp_of(path))
 
 
 def npy_source(request: Request) -> Stream:
     """The rows of an .npy file; ids are row numbers."""
     path = Path(request.spec)
-    return _array_stream(request, lambda: path.open("rb"), file_stamp(path))
+    return _array_stream(request, lambda: path.open("rb"), stamp_of(path))
 
 
 class _ZipMember:
@@ -189,7 +189,7 @@ def _idx_header(path: Path) -> tuple[int, int, int]:
 
 def _idx_rows(path: Path) -> Iterator[Entry]:
     count, height, width = _idx_header(path)
-    header, stamp = _Header(count, (height, width), np.dtype(np.uint8)), file_stamp(path)
+    header, stamp = _Header(count, (height, width), np.dtype(np.uint8)), stamp_of(path)
     with reading(path, "IDX"), _open_idx(path) as file:
         file.read(16)
         for row in range(count):

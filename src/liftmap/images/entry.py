@@ -27,8 +27,8 @@ class Entry(NamedTuple):
     """One image: its id, stable and unique within the source, and how to get it.
 
     load gives a decoded picture, or raises ImageError.
-    stamp changes whenever the image may have changed: size and times of the file that it is in.
-    None where there is no such thing.
+    stamp changes whenever the image may have changed: size and times of the file that it is in, as
+    they were before it is loaded; None where nothing tells.
     """
 
     id: str
@@ -45,8 +45,8 @@ def refused(id: str, reason: str) -> Entry:
     return Entry(id, load, reason)
 
 
-def file_stamp(path: Path) -> str | None:
-    """What changes when a file is written anew: its size and its times; None if it is gone."""
+def stamp_of(path: Path) -> str | None:
+    """Size and times of a file; None if it has none, which loading explains."""
     try:
         status = path.stat()
     except OSError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from liftmap.errors import ImageError, SourceError
 from liftmap.images.decode import decode
-from liftmap.images.entry import Entry, Request, Stream, file_stamp, printable, reading
+from liftmap.images.entry import Entry, Request, Stream, printable, reading, stamp_of
 from liftmap.images.picture import Decoded
 from liftmap.images.tally import Tally
 
@@ -41,7 +41,7 @@ def parquet_source(request: Request) -> Stream:
         )
     has_id = "id" in schema.names and column != "id"
     return Stream(
-        request.spec,
+        f"{request.spec}:{column}" if request.column else request.spec,
         lambda: _rows(path, column, has_id, request, tally),
         lambda: count,
         tally=tally,
@@ -108,7 +108,7 @@ def _holds_text(kind: Any) -> bool:
 def _rows(path: Path, column: str, has_id: bool, request: Request, tally: Tally) -> Iterator[Entry]:
     import pyarrow.parquet as pq
 
-    row, stamp = 0, file_stamp(path)
+    row, stamp = 0, stamp_of(path)
     with reading(path, "Parquet"), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(AT_ONCE, columns=["id", column] if has_id else [column]):
             for record in batch.to_pylist():
@@ -118,7 +118,7 @@ def _rows(path: Path, column: str, has_id: bool, request: Request, tally: Tally)
                     id = f"row {row}"
                 load = partial(_load, record[column], path.parent, request.most_pixels)
                 inside = _bytes_of(record[column]) is not None
-                yield Entry(printable(str(id)), load, stamp if inside else None)
+                yield Entry(printable(str(id)), load, f"{stamp} {column}" if inside else None)
                 row += 1
 
 

@@ -60,7 +60,13 @@ def _entries(request: Request, tally: Tally) -> Iterator[Entry]:
             continue
         if is_meant(name) or tally.wants(name, partial(_read, system, info.path, HEAD)):
             load = partial(_load, request.spec, name, request.most_pixels)
-            yield Entry(printable(name), load, f"{info.size} {info.mtime_ns}")
+            yield Entry(printable(name), load, _stamp(info))
+
+
+def _stamp(info: Any) -> str | None:
+    """Size and time of an object, where the store tells both."""
+    known = info.size is not None and info.mtime_ns is not None
+    return f"{info.size}-{info.mtime_ns}" if known else None
 
 
 def _read(system: Any, path: str, most: int) -> bytes:

@@ -5,12 +5,13 @@ Everything that decides is fixed on held-out images before a new one is scored.
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from liftmap.diffusion.denoiser import Precision
 from liftmap.errors import CalibrationError, SettingsError
 from liftmap.stages.aggregate import aggregate
 from liftmap.stages.calibrate import Calibration
@@ -50,6 +51,8 @@ class Judge:
     calibration: held-out scores. Without them it can score and not decide.
     map_top: the distance that is drawn brightest, in every map of the method.
     precision: of the network at calibration; None if not recorded.
+    runs_in: of the network that now measures, where known (`running_in`). In another precision than
+        the calibration's it can score and not decide: p-values would be off.
     """
 
     method: Method
@@ -59,9 +62,13 @@ class Judge:
     settled: float | None = None
     calibration: Calibration | None = None
     map_top: float | None = None
-    precision: str | None = None
+    precision: Precision | None = None
+    runs_in: Precision | None = None
 
     def __post_init__(self) -> None:
+        if self.precision not in (None, *get_args(Precision)):
+            known = ", ".join(get_args(Precision))
+            raise SettingsError(f"precision={self.precision!r}: need one of {known}")
         for name in ("settled", "map_top"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
@@ -69,7 +76,12 @@ class Judge:
 
     @classmethod
     def learn(
-        cls, method: Method, found: Measured, density: Mixture | None, *, precision: str | None
+        cls,
+        method: Method,
+        found: Measured,
+        density: Mixture | None,
+        *,
+        precision: Precision | None,
     ) -> "Judge":
         """Fix everything on held-out in-domain images whose every attempt was measured.
 
@@ -113,6 +125,11 @@ class Judge:
         """The same scales for another method, which may score by them and not decide."""
         surprise = self.surprise if method.norms else None
         return Judge(method, self.density if method.norms else None, self.scales, surprise)
+
+    def running_in(self, precision: Precision) -> "Judge":
+        """For a network in that precision; the same judge unless it was calibrated in another."""
+        same = self.precision in (None, precision)
+        return self if same else replace(self, runs_in=precision)
 
     def check(self) -> None:
         """Refuse several distances, or noise norms, without scales.
@@ -186,12 +203,19 @@ class Judge:
         """The calibration.
 
         Raises:
-            CalibrationError: there is none for this method.
+            CalibrationError: there is none for this method, or it was made in another precision.
         """
         if self.calibration is None:
             raise CalibrationError(
                 "the model has no calibration for this method: run `liftmap calibrate` with it on "
                 "in-domain images that were not trained on"
+            )
+        if self.runs_in is not None and self.runs_in != self.precision:
+            raise CalibrationError(
+                f"the model was calibrated for this method in {self.precision} and runs in "
+                f"{self.runs_in}, so p-values would be off: take --precision {self.precision}, "
+                f"redo it by `liftmap calibrate --precision {self.runs_in}`, or score with "
+                "--uncalibrated"
             )
         return self.calibration
 
