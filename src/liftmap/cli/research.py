@@ -109,7 +109,6 @@ def evaluate(
         name=method if chosen == method_of(method, None, None, None) else f"{method}, changed",
         progress=lambda source: ScoreProgress(console, source.count(), source.name),
         engine=Engine(engine, address, workers, gpus_per_worker),
-        root=root,
     )
     for source in sources:
         say_what_was_passed_over(source)

@@ -156,9 +156,7 @@ def calibrate(
     look_first(opened, detector.preparation, detector=detector)
     scoring = Engine(engine, address, workers, gpus_per_worker)
     with ScoreProgress(console, opened.count()) as on_batch:
-        calibrate_folder(
-            detector, opened, Path(model), engine=scoring, root=root, on_batch=on_batch
-        )
+        calibrate_folder(detector, opened, Path(model), engine=scoring, on_batch=on_batch)
     say_what_was_passed_over(opened)
     print_about(detector.model)
 
@@ -225,9 +223,7 @@ def score(
     look_first(opened, detector.preparation, detector=detector, to=told)
     to: Upto = "scores" if uncalibrated else "decisions"
     with ScoreProgress(told, opened.count()) as on_batch:
-        summary = scoring.score(
-            detector, opened, output, to, on_batch, false_alarms=false_alarms, root=root
-        )
+        summary = scoring.score(detector, opened, output, to, on_batch, false_alarms=false_alarms)
     _print_summary(summary, output, None if uncalibrated else false_alarms, as_json=as_json)
     say_what_was_passed_over(opened, told)
     if report:

@@ -21,15 +21,11 @@ def calibrate_folder(
     folder: Path,
     *,
     engine: Engine | None = None,
-    root: Path | None = None,
     on_batch: Callable[[Summary], None] = lambda summary: None,
 ) -> None:
     """Calibrate on images that were not trained on, and write the folder's liftmap.json anew.
 
     What was measured lies in a table beside the model until the calibration is written.
-
-    Args:
-        root: the folder of torchvision's data sets, for workers that open the source again.
 
     Raises:
         CalibrationError: too few images.
@@ -37,7 +33,7 @@ def calibrate_folder(
     """
     engine = engine or Engine()
     table = engine.table(folder, "calibration")
-    engine.score(detector, source, table, "distances", on_batch, root=root)
+    engine.score(detector, source, table, "distances", on_batch)
     distances, norms = read_distances(table)[1], read_norms(table)
     detector.calibrate_on(Measured.whole(torch.from_numpy(distances), torch.from_numpy(norms)))
     first = [detector.preparation(image) for _, image in islice(readable(source), MAPPED)]

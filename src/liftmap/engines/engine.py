@@ -37,7 +37,6 @@ class Engine:
         on_batch: Callable[[Summary], None],
         *,
         false_alarms: float = 0.05,
-        root: Path | None = None,
     ) -> Summary:
         """Score every image of a source into a table; raises as `score_source` does."""
         if self.name == "local":
@@ -51,7 +50,6 @@ class Engine:
             source,
             output,
             Cluster(self.address, self.workers, self.gpus_per_worker),
-            root=root,
             false_alarms=false_alarms,
             to=to,
             on_part=on_batch,

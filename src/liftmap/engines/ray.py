@@ -28,7 +28,6 @@ from liftmap.engines.tables import read_rows, write_table
 from liftmap.errors import ImageError, MissingExtraError, OutputError, SourceError
 from liftmap.files import Run, atomic_path, held
 from liftmap.images.entry import Entry, Source, part
-from liftmap.images.sources import open_source
 from liftmap.model import Model
 from liftmap.stages.method import Method
 
@@ -57,8 +56,7 @@ class _Job:
     method: Method
     precision: Precision | None
     at_once: int
-    spec: str
-    root: Path | None
+    reopen: Callable[[], Source]
     output: Path
     false_alarms: float
     to: Upto
@@ -72,7 +70,6 @@ def score_on_ray(
     output: Path,
     cluster: Cluster,
     *,
-    root: Path | None = None,
     false_alarms: float = 0.05,
     to: Upto = "decisions",
     images_a_part: int = PART,
@@ -82,11 +79,12 @@ def score_on_ray(
 
     Args:
         detector: what each worker gets a copy of; its device is the worker's own.
-        source: opened by its name again on each machine, with `root`.
+        source: opened again on each machine, as it was opened here.
         on_part: called with what is done so far, first with what was there already.
 
     Raises:
         MissingExtraError: the extra `ray` is not installed.
+        SettingsError: the source can't be opened again.
         OutputError: the folder holds another run, is in use, or can't be written.
         and as `score_source`. Of images that have changed since an earlier run, the whole parts
         are scored anew.
@@ -96,6 +94,9 @@ def score_on_ray(
     except ImportError as error:
         raise MissingExtraError("ray", "ray") from error
     scoring = Scoring(detector, to, false_alarms)  # refuses before the work
+    reopen = getattr(source, "reopen", None)
+    if reopen is None:
+        raise SettingsError(f"{source.name}: Ray's workers need a source that has a name")
     run = scoring.run(source=source.name, images_a_part=images_a_part)
     with held(output):
         parts, images, changed_from = _list(run, source, output)
@@ -114,7 +115,7 @@ def score_on_ray(
             threads = max(1, cores // cluster.workers)
             precision, at_once = detector.denoiser.precision, detector.redraw.at_once
             job = _Job(
-                detector.model, detector.method, precision, at_once, source.name, root,
+                detector.model, detector.method, precision, at_once, reopen,
                 output.absolute(), false_alarms, to, images_a_part, threads,
             )  # fmt: skip
             for done in _results(job, missing, cluster):
@@ -160,7 +161,7 @@ class _Worker:
             job.model, method=job.method, precision=job.precision, at_once=job.at_once
         )
         self.scoring = Scoring(self.detector, job.to, job.false_alarms)
-        self.source = open_source(job.spec, root=job.root)
+        self.source = job.reopen()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         return {"summary": [json.dumps(asdict(self.score(int(n)))) for n in batch["part"]]}

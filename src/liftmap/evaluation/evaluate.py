@@ -44,14 +44,12 @@ def evaluate_sources(
     name: str,
     progress: Progress,
     engine: Engine | None = None,
-    root: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Score an in-domain source and others, which are not, and compare; give the records.
 
     Args:
         name: of the method, in the records.
         progress: opens what shows how far a source is scored.
-        root: the folder of torchvision's data sets, for workers that open a source again.
 
     Raises:
         as `score_source` and `write_evaluation`.
@@ -60,7 +58,7 @@ def evaluate_sources(
     for number, source in enumerate(sources):
         table = engine.table(folder, f"scores-{number}-{_slug(source.name)}")
         with progress(source) as on_batch:
-            done = engine.score(detector, source, table, "scores", on_batch, root=root)
+            done = engine.score(detector, source, table, "scores", on_batch)
         spent = detector.method.evaluations_of(done.attempts_an_image)
         scores = read_scores(table)
         compared.append(
