@@ -119,7 +119,7 @@ def test_what_was_learnt_comes_back(tmp_path: Path) -> None:
     model = learnt()
     model.save(tmp_path)
     same(Model.load(tmp_path), model)
-    assert json.loads((tmp_path / ABOUT).read_text())["format"] == 2
+    assert json.loads((tmp_path / ABOUT).read_text())["format"] == 3
 
 
 def test_a_folder_of_format_1_scores_and_decides_as_then(tmp_path: Path) -> None:
@@ -129,7 +129,9 @@ def test_a_folder_of_format_1_scores_and_decides_as_then(tmp_path: Path) -> None
     assert {judge.method for judge in model.judges.values()} == {
         METHODS[name] for name in ("fast", "redraws", "quick")
     }
-    assert model.training is not None and model.training.hold_out == HoldOut(least=0)
+    assert model.training is not None and model.training.hold_out == HoldOut(
+        least=0, copies_together=False
+    )
     then = [json.loads(line) for line in (FORMAT_1 / "whole.jsonl").read_text().splitlines()]
     detector = Detector(model, device="cpu", precision="float32")
     with np.load(FORMAT_1 / "images.npz") as arrays:
@@ -264,7 +266,7 @@ JUDGE = {
         (("parametrisation",), {"flavour": "x"}, "flavour"),
         (("parametrisation",), {"target": "edges"}, "target 'edges': need one of noise, v"),
         (("parametrisation",), {"image_range": "bytes"}, "need one of signed, unit"),
-        ((), {"format": 3}, "format 3, this liftmap reads up to 2: update liftmap"),
+        ((), {"format": 4}, "format 4, this liftmap reads up to 3: update liftmap"),
         ((), {"patch": "two"}, ABOUT),
         ((), {"process": None}, ABOUT),
         (("preparation",), {"breadth": 3}, "Preparation has no breadth"),
