@@ -270,8 +270,14 @@ def _read(folder: Path, about: dict[str, Any]) -> Model:
     about = upgraded(about, folder)
     by = read_settings(Parametrisation, about["parametrisation"])
     process, patch = process_from_json(about["process"]), int(about["patch"])
-    unet, foreign = NETWORKS[about["network"]](folder), about["network"] == "diffusers"
-    checkpoint = Checkpoint(unet, process, by, patch, foreign)
+    network = about["network"]
+    if network not in NETWORKS:
+        raise ModelError(
+            f"{folder / ABOUT}: network {network!r}: need one of {', '.join(NETWORKS)}"
+        )
+    checkpoint = Checkpoint(
+        NETWORKS[network](folder), process, by, patch, foreign=network == "diffusers"
+    )
     checkpoint.check_size(folder)
     preparation, training = about["preparation"], about["training"]
     density = None if about["density"] is None else Mixture.from_json(about["density"])

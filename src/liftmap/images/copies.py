@@ -135,10 +135,11 @@ class Copies(NamedTuple):
         )
         if not self.across:
             return f"{told}; none of them is on both sides"
+        one = self.across == 1
+        of = "image is a copy of one" if one else "images are copies of some"
         return (
-            f"{told}; {self.across} held-out images are copies of some trained on, so that more "
-            "than the promised rate may be flagged: keep series on one side with --group-by, or "
-            "leave the copies out"
+            f"{told}; {self.across} held-out {of} trained on, so that more than the promised rate "
+            "may be flagged: keep series on one side with --group-by, or leave the copies out"
         )
 
 

@@ -88,10 +88,9 @@ def draw(
     """The rows of about `count` random images, sorted; a group comes whole or not at all.
 
     Without groups, and where each image is its own, they are `count` exactly. Else groups are taken
-    in random order, large ones sooner in proportion to their size, as far as comes nearest to
-    `count`; one that is larger than both `count` and a fifth of all images is never taken. So the
-    number is off by less than the size of one group, unless the groups that may be taken have fewer
-    images together.
+    in random order, whatever their size, as far as comes nearest to `count`; one that is larger
+    than both `count` and a fifth of all images is never taken. So the number is off by less than
+    the size of one group, unless the groups that may be taken have fewer images together.
 
     Raises:
         SettingsError: there are only larger groups; the message says how large.
@@ -100,8 +99,8 @@ def draw(
     sizes = np.ones(0, np.int64) if groups is None else np.bincount(groups)
     if groups is None or not count or sizes.max(initial=0) <= 1:
         return np.sort(order[:count])
-    numbers, places = np.unique(groups[order], return_index=True)
-    sequence = numbers[np.argsort(places)]
+    numbers, firsts = np.unique(groups, return_index=True)
+    sequence = numbers[np.argsort(np.argsort(order)[firsts])]  # where a group's first image fell
     most = min(max(count, images // LARGEST), images - 1)
     sequence = sequence[sizes[sequence] <= most]
     totals = np.cumsum(sizes[sequence])
