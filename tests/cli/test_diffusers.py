@@ -129,7 +129,7 @@ def test_every_command_takes_a_calibrated_pipeline(tmp_path: Path) -> None:
     liftmap("report", table, "--source", images, *how, "--output", tmp_path / "report.html")
     service = TestClient(create_app(detector(folder)))
     with service, (images / "000.png").open("rb") as file:
-        answer = service.post("/score", files={"images": ("a.png", file, "image/png")})
+        answer = service.post("/v1/score", files=[("images", ("a.png", file, "image/png"))])
     assert answer.status_code == 200, answer.text
 
 
