@@ -59,7 +59,7 @@ class Job:
     @property
     def hold_out(self) -> HoldOut:
         """As the set's model of before had it."""
-        return HoldOut(share=self.share, most=2000, least=0)
+        return HoldOut(share=self.share, most=2000, least=0, copies_together=False)
 
 
 KMNIST = Job("kmnist", "KMNIST's first 8,000 test images", 256, 6e-4, part=0.7, dropout=0.1)

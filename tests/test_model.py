@@ -21,10 +21,11 @@ from liftmap.diffusion.process import VP, Process, SubVP, Tabulated
 from liftmap.diffusion.schedule import TrainingSettings
 from liftmap.engines.local import score_source
 from liftmap.errors import ModelError, OutputError
+from liftmap.images.copies import Seen
 from liftmap.images.prepare import Preparation
 from liftmap.images.sources import open_source
-from liftmap.images.store import HoldOut
-from liftmap.model import ABOUT, Initial, Model, Training, find_model
+from liftmap.images.store import HoldOut, PreparedImages
+from liftmap.model import ABOUT, SEEN, Initial, Model, Training, find_model
 from liftmap.stages.calibrate import Calibration
 from liftmap.stages.judge import Judge
 from liftmap.stages.method import FIVE, METHODS, SEVEN, Method, find_method
@@ -119,7 +120,7 @@ def test_what_was_learnt_comes_back(tmp_path: Path) -> None:
     model = learnt()
     model.save(tmp_path)
     same(Model.load(tmp_path), model)
-    assert json.loads((tmp_path / ABOUT).read_text())["format"] == 2
+    assert json.loads((tmp_path / ABOUT).read_text())["format"] == 3
 
 
 def test_a_folder_of_format_1_scores_and_decides_as_then(tmp_path: Path) -> None:
@@ -129,7 +130,9 @@ def test_a_folder_of_format_1_scores_and_decides_as_then(tmp_path: Path) -> None
     assert {judge.method for judge in model.judges.values()} == {
         METHODS[name] for name in ("fast", "redraws", "quick")
     }
-    assert model.training is not None and model.training.hold_out == HoldOut(least=0)
+    assert model.training is not None and model.training.hold_out == HoldOut(
+        least=0, copies_together=False
+    )
     then = [json.loads(line) for line in (FORMAT_1 / "whole.jsonl").read_text().splitlines()]
     detector = Detector(model, device="cpu", precision="float32")
     with np.load(FORMAT_1 / "images.npz") as arrays:
@@ -138,6 +141,40 @@ def test_a_folder_of_format_1_scores_and_decides_as_then(tmp_path: Path) -> None
     assert found.p_values.tolist() == pytest.approx([row["p_value"] for row in then], abs=0.03)
     model.save(tmp_path / "again")
     same(Model.load(tmp_path / "again"), model)
+
+
+SHIPPED = sorted(p.parent for p in Path(__file__).parents[1].glob("**/models/**/liftmap.json"))
+
+
+@pytest.mark.parametrize("folder", [*SHIPPED, FORMAT_1 / "model"], ids=lambda p: p.name)
+def test_models_of_before_keep_the_split_that_they_had(folder: Path, tmp_path: Path) -> None:
+    """Though many of the images are copies, which would stay together now."""
+    training = Model.load(folder).training
+    assert training is not None and not training.hold_out.copies_together
+    (tmp_path / "images").write_bytes(bytes(i % 50 for i in range(700) for _ in range(4)))
+    images = PreparedImages(tmp_path / "images", (1, 2, 2))
+    count, seed = training.hold_out.count(700), training.settings.seed
+    then = np.sort(np.random.default_rng(seed).permutation(700)[:count])
+    rest, kept = training.split(images)
+    assert torch.equal(kept.pixels(torch.arange(count)), images.pixels(torch.from_numpy(then)))
+    assert len(rest) == 700 - count
+
+
+def test_what_was_seen_is_kept_with_the_weights_alone(tmp_path: Path) -> None:
+    (tmp_path / "images").write_bytes(bytes(range(240)) * 16)
+    images = PreparedImages(tmp_path / "images", (1, 16, 24))
+    model = replace(Model.of(build()), seen=Seen.of(*images.hold_out(4)))
+    model.save(tmp_path / "m", weights=True)
+    again = Model.load(tmp_path / "m")
+    assert again.seen is not None and (len(again.seen), again.seen.trained) == (10, 6)
+    again.save(tmp_path / "m", weights=False)
+    assert Model.load(tmp_path / "m").seen is not None
+    (tmp_path / "m" / SEEN).write_bytes(b"damaged")
+    with pytest.raises(ModelError, match=f"{SEEN} is damaged"):
+        Model.load(tmp_path / "m")
+    replace(again, seen=None).save(tmp_path / "m")
+    assert not (tmp_path / "m" / SEEN).exists(), "it was of the model before"
+    assert Model.load(tmp_path / "m").seen is None
 
 
 def test_a_killed_score_of_format_1_goes_on(
@@ -267,7 +304,7 @@ JUDGE = {
         (("parametrisation",), {"flavour": "x"}, "flavour"),
         (("parametrisation",), {"target": "edges"}, "target 'edges': need one of noise, v"),
         (("parametrisation",), {"image_range": "bytes"}, "need one of signed, unit"),
-        ((), {"format": 3}, "format 3, this liftmap reads up to 2: update liftmap"),
+        ((), {"format": 4}, "format 4, this liftmap reads up to 3: update liftmap"),
         ((), {"patch": "two"}, ABOUT),
         ((), {"process": None}, ABOUT),
         (("preparation",), {"breadth": 3}, "Preparation has no breadth"),

@@ -25,6 +25,7 @@ from liftmap.stages.explanation import Explanation, brightest
 from liftmap.stages.judge import Judge, Scored, Verdict, learn_density
 from liftmap.stages.method import Method, find_method
 from liftmap.stages.mixture import MOST
+from liftmap.stages.outlook import calibration_scores
 from liftmap.stages.redraw import Measured, Redraw
 
 MAPPED = 64  # in-domain images whose distance maps fix the colours of all
@@ -80,6 +81,8 @@ class Detector:
         preparation: Preparation | None = None,
         training: TrainingSettings | None = None,
         hold_out: HoldOut | None = None,
+        limit: int | None = None,
+        method: Method | str = "fast",
         initial: str | Path | None = None,
         resume: bool = False,
         listener: FitListener | None = None,
@@ -87,27 +90,26 @@ class Detector:
     ) -> "Detector":
         """Train on a source of in-domain images, calibrate on those held out, save to `output`.
 
-        Args:
-            initial: a model to go on from, as `from_pretrained` takes it; `preset` is then its own.
+        initial: a model to go on from, whose preset it is then; limit: of the source's images.
         """
-        source = open_source(source) if isinstance(source, str | Path) else source
         model, train, held_out = fit_model(
-            source,
+            open_source(source) if isinstance(source, str | Path) else source,
             Path(output),
             preset=preset,
             preparation=preparation or Preparation(32, 32, 3),
             settings=training or TrainingSettings(minutes=40),
             hold_out=hold_out or HoldOut(),
+            limit=limit,
+            method=find_method(method) if isinstance(method, str) else method,
             initial=initial,
             resume=resume,
             listener=listener,
         )
-        detector = cls(model, **options)
+        detector = cls(model, method=method, **options)
         if is_main_process():
-            if len(held_out) > 2:  # fewer can't give scales and calibrate
-                detector.learn(
-                    train, held_out, on_batch=listener.on_calibrated if listener else None
-                )
+            if calibration_scores(detector.method, len(train), len(held_out)):
+                on_batch = listener.on_calibrated if listener else None
+                detector.learn(train, held_out, on_batch=on_batch)
             detector.save(output)
         return detector
 

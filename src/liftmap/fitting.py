@@ -1,15 +1,18 @@
 """Learn the in-domain images: prepare them once, hold some out, train, keep the model folder whole.
 
-What lies in the model folder beside the model itself: `images.u8`, the prepared images,
-`training.json`, what was asked for, and `training.safetensors`, from which `--resume` continues.
-All three may be deleted afterwards.
+What lies in the model folder beside the model itself: `images.u8` and `images.u8.ids`, the prepared
+images, `training.json`, what was asked for and what the images were, and `training.safetensors`,
+from which `--resume` continues. All four may be deleted afterwards.
 """
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,15 +23,19 @@ from liftmap.diffusion.process import PROCESSES
 from liftmap.diffusion.schedule import Progress, TrainingSettings
 from liftmap.diffusion.training import Trainer
 from liftmap.errors import ModelError, OutputError, SettingsError
-from liftmap.files import Run, held, read_object
-from liftmap.images.entry import Source
+from liftmap.files import Run, atomic_path, held, read_object
+from liftmap.images.copies import Seen
+from liftmap.images.entry import Source, take
 from liftmap.images.prepare import Preparation
-from liftmap.images.store import HoldOut, PreparedImages, store_source
+from liftmap.images.store import HoldOut, PreparedImages, ids_path, store_source
 from liftmap.model import Initial, Model, Training
+from liftmap.stages.method import METHODS, Method
+from liftmap.stages.outlook import Outlook, rehearse
 
 IMAGES = "images.u8"
 STATE = "training.safetensors"
 RECIPE = "training.json"
+FEWEST = 3  # images: one to train on, one to give scales and one to calibrate on
 
 
 @dataclass
@@ -55,6 +62,8 @@ def fit_model(
     preparation: Preparation,
     settings: TrainingSettings,
     hold_out: HoldOut,
+    limit: int | None = None,
+    method: Method = METHODS["fast"],
     initial: str | Path | None = None,
     resume: bool = False,
     listener: FitListener | None = None,
@@ -64,6 +73,8 @@ def fit_model(
     Returns the model, the images it was trained on, and those held out.
 
     Args:
+        limit: only so many of the source's first images.
+        method: what the model is to be calibrated for; refused here if it can't be used.
         initial: a model to start from instead of the preset's fresh weights. If it was trained on
             the same source, the same seed and hold-out keep the same images from both trainings.
 
@@ -78,34 +89,93 @@ def fit_model(
     else:
         model = _loaded(initial, preparation)
         checkpoint, training = model.checkpoint, _started_from(training, str(initial), model)
+    rehearse(method, checkpoint.process, checkpoint.by, checkpoint.image_shape)
     trainer = _trainer(checkpoint, settings)
     with held(folder) if trainer.main else nullcontext():
-        _claim(folder, _run(training), resume)
-        images = _prepared_once(trainer, source, preparation, folder / IMAGES, listener)
-        rest, kept = training.split(images)
+        training = _as_begun(training, folder, resume)
+        if trainer.main:
+            _claim(folder, _run(training, limit), resume)
+        images = _prepared_once(trainer, take(source, limit), training, folder, listener)
+        rest, kept, seen = _parted(training, images, method, listener, trainer.main)
         training = replace(training, images=len(rest))
-        listener.on_note(f"{len(rest)} images to train on, {len(kept)} held out for calibration")
         if resume:
             trainer.load_state(folder / STATE)
 
         def trained() -> Model:
-            made = _averaged(checkpoint, trainer)
-            return Model(made, preparation, _so_far(training, trainer.progress))
+            made, record = _averaged(checkpoint, trainer), _so_far(training, trainer.progress)
+            return Model(made, preparation, record, seen=seen)
 
-        def save() -> None:
-            trainer.save_state(folder / STATE)
-            trained().save(folder)
-
-        def try_to_save() -> None:
-            try:
-                save()
-            except OutputError as error:
-                listener.on_note(f"not saved, training goes on: {error}")
-
-        trainer.run(rest, on_step=listener.on_step, on_save=try_to_save)
-        if trainer.main:
-            save()
+        _train(trainer, rest, folder, trained, listener)
         return trained(), rest, kept
+
+
+def _train(
+    trainer: Trainer,
+    images: PreparedImages,
+    folder: Path,
+    trained: Callable[[], Model],
+    listener: FitListener,
+) -> None:
+    """Train until the budget is spent; the folder holds the model and the state now and then."""
+
+    def save() -> None:
+        trainer.save_state(folder / STATE)
+        trained().save(folder)
+
+    def try_to_save() -> None:
+        try:
+            save()
+        except OutputError as error:
+            listener.on_note(f"not saved, training goes on: {error}")
+
+    trainer.run(images, on_step=listener.on_step, on_save=try_to_save)
+    if trainer.main:
+        save()
+
+
+def _parted(
+    training: Training, images: PreparedImages, method: Method, listener: FitListener, main: bool
+) -> tuple[PreparedImages, PreparedImages, Seen | None]:
+    """(to train on, held out, what is remembered of both), and what there is to say of them.
+
+    Raises:
+        SettingsError: too few images, or groups that leave nothing on one side.
+    """
+    total, asked = len(images), training.hold_out.count(len(images))
+    if total < FEWEST:
+        raise SettingsError(
+            f"{total} images: need at least {FEWEST} to train and calibrate at all, some thousands "
+            "for a useful model"
+        )
+    rest, kept = training.split(images)
+    if not len(rest):
+        raise SettingsError(
+            f"all {total} images are held out, none is left to train on: need a smaller --hold-out"
+        )
+    if not main:
+        return rest, kept, None
+    listener.on_note(f"{len(rest)} images to train on, {len(kept)} held out for calibration")
+    if training.hold_out.group_by is not None:
+        listener.on_note(_groups_told(training.hold_out, images, asked, len(kept)))
+    elif len(kept) != asked:
+        listener.on_note(
+            f"{asked} were to be held out, copies that stay together allow {len(kept)}"
+        )
+    seen = Seen.of(rest, kept)
+    listener.on_note(seen.copies().words)
+    listener.on_note(Outlook(method, training.hold_out, total, len(kept)).words)
+    return rest, kept, seen
+
+
+def _groups_told(hold_out: HoldOut, images: PreparedImages, asked: int, kept: int) -> str:
+    """What came of the groups, for people."""
+    groups = hold_out.groups(images)
+    if groups is None:
+        return ""
+    told = f"{len(groups.sizes)} groups, the largest of {groups.sizes.max()} images"
+    if groups.alone:
+        told += f"; {groups.alone} images fit no group and stand for themselves"
+    return told if kept == asked else f"{told}; {asked} were to be held out, groups allow {kept}"
 
 
 def is_main_process() -> bool:
@@ -158,21 +228,71 @@ def _started_from(training: Training, initial: str, model: Model) -> Training:
 
 
 def _prepared_once(
-    trainer: Trainer, source: Source, preparation: Preparation, path: Path, listener: FitListener
+    trainer: Trainer, source: Source, training: Training, folder: Path, listener: FitListener
 ) -> PreparedImages:
-    """The images, prepared on the main process; the others wait for the file."""
-    p = preparation
-    if trainer.main and not path.exists():
-        store_source(source, p, path, on_image=listener.on_image, on_skip=listener.on_skip)
+    """The images, prepared on the main process; the others wait for the file.
+
+    Raises:
+        OutputError: they are not those that the training began with.
+    """
+    p, path = training.preparation, folder / IMAGES
+    if trainer.main:
+        if not path.exists():
+            store_source(source, p, path, on_image=listener.on_image, on_skip=listener.on_skip)
+        images = PreparedImages(path, (p.channels, p.height, p.width))
+        _check_same(images, folder / RECIPE, by_ids=training.hold_out.group_by is not None)
     trainer.accelerator.wait_for_everyone()
     return PreparedImages(path, (p.channels, p.height, p.width))
 
 
-def _run(training: Training) -> Run:
+def _check_same(images: PreparedImages, recipe: Path, *, by_ids: bool) -> None:
+    """Keep what the images are beside what was asked for, or refuse others than are kept there.
+
+    Images that are refused are removed, so that the right ones are prepared when they are back.
+
+    Args:
+        by_ids: the ids, too, decide which images are held out.
+    """
+    about = read_object(recipe) or {}
+    now: dict[str, Any] = {"images": len(images), "pixels": images.hash()}
+    if by_ids:
+        now["ids"] = sha256("\n".join(images.ids()).encode("utf-8", "replace")).hexdigest()[:32]
+    before = about.get("prepared")
+    if before is None:  # now, or by a liftmap that kept nothing
+        with atomic_path(recipe) as temporary:
+            temporary.write_text(json.dumps(about | {"prepared": now}, indent=1) + "\n")
+    elif before != now:
+        for left in (images.path, ids_path(images.path)):
+            left.unlink(missing_ok=True)
+        raise OutputError(
+            f"the images have changed since this training began (then {_images_told(before)}, now "
+            f"{_images_told(now)}), which would move images between training and hold-out: give "
+            "them as they were and --resume, or train into a new folder"
+        )
+
+
+def _images_told(about: Any) -> str:
+    if not isinstance(about, dict):
+        return "damaged"
+    names = (f"{name} {str(about[name])[:8]}" for name in ("pixels", "ids") if name in about)
+    return f"{about.get('images')} images, {', '.join(names)}"
+
+
+def _run(training: Training, limit: int | None) -> Run:
     """What must be as it was to resume: above all, whatever decides which images are held out."""
     asked = asdict(training)
     kept = ("source", "preset", "initial", "preparation", "hold_out")
-    return Run({name: asked[name] for name in kept} | {"seed": training.settings.seed})
+    about = {name: asked[name] for name in kept}
+    by = about["hold_out"].pop("group_by")
+    return Run(about | {"limit": limit, "group_by": by, "seed": training.settings.seed})
+
+
+def _as_begun(training: Training, folder: Path, resume: bool) -> Training:
+    """The training to resume; one from before copies were kept together goes on without."""
+    before = (read_object(folder / RECIPE) or {}).get("hold_out") if resume else None
+    if not isinstance(before, dict) or "copies_together" in before:
+        return training
+    return replace(training, hold_out=replace(training.hold_out, copies_together=False))
 
 
 def _claim(folder: Path, run: Run, resume: bool) -> None:
@@ -181,16 +301,23 @@ def _claim(folder: Path, run: Run, resume: bool) -> None:
     if not resume:
         if (folder / STATE).exists():
             raise ModelError(f"{folder} holds a training: add --resume, or choose a new folder")
-        for left in (folder / IMAGES, path):
+        for left in (folder / IMAGES, ids_path(folder / IMAGES), path):
             left.unlink(missing_ok=True)
         run.begin(path)
         return
     before = read_object(path)
     if before is None:
         raise ModelError(f"{path} is missing or can't be read: nothing to resume")
+    run.check(_in_present_terms(before, run), path)
+
+
+def _in_present_terms(before: dict[str, Any], run: Run) -> dict[str, Any]:
+    """What was kept of a run, with what earlier versions of liftmap didn't keep."""
     if "settings" in before:  # as liftmap 0.1 kept it
         before |= {"initial": before.get("initial"), "seed": before["settings"]["seed"]}
-    run.check(before, path)
+    if isinstance(before.get("hold_out"), dict):
+        before["hold_out"] = {"copies_together": False} | before["hold_out"]
+    return {"limit": run.about["limit"], "group_by": None} | before
 
 
 def _so_far(training: Training, progress: Progress) -> Training:
@@ -214,4 +341,4 @@ def _averaged(checkpoint: Checkpoint, trainer: Trainer) -> Checkpoint:
     unet = deepcopy(checkpoint.unet)
     weights = trainer.averaged_weights()
     unet.load_state_dict({k.removeprefix("unet."): v for k, v in weights.items()})
-    return replace(checkpoint, unet=unet)
+    return replace(checkpoint, unet=unet, foreign=False)

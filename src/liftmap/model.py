@@ -2,30 +2,38 @@
 
     config.json, diffusion_pytorch_model.safetensors   the network (`diffusion.checkpoints`)
     liftmap.json                                       everything else; only this module reads it
+    seen.safetensors                                   `Model.seen`; may be deleted
 
-A folder without liftmap.json is read as an unconditional diffusers checkpoint (`foreign.py`).
+A folder without liftmap.json is read as an unconditional diffusers checkpoint (`foreign.py`). Once
+such a folder is calibrated, its liftmap.json says `"network": "diffusers"`: the network still comes
+from diffusers' files, wherever in the folder they lie, and all else from liftmap.json.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Optional
 
+from torch import nn
+
 from liftmap.diffusion.checkpoints import (
     Checkpoint,
+    check_own,
     read_json,
     read_network,
     write_network,
 )
 from liftmap.diffusion.denoiser import Parametrisation
-from liftmap.diffusion.foreign import read_diffusers
+from liftmap.diffusion.foreign import read_diffusers, read_unet
 from liftmap.diffusion.on_card import Augmentation, Look
 from liftmap.diffusion.process import process_from_json, process_to_json
 from liftmap.diffusion.schedule import TrainingSettings
 from liftmap.errors import CalibrationError, LiftmapError, ModelError, SettingsError
 from liftmap.files import atomic_path
+from liftmap.formats import FORMAT, upgraded
+from liftmap.images.copies import Seen
 from liftmap.images.prepare import Preparation
 from liftmap.images.store import HoldOut, PreparedImages
 from liftmap.settings import read_settings
@@ -36,7 +44,9 @@ from liftmap.stages.mixture import Mixture
 from liftmap.stages.scales import Scale, Scales
 
 ABOUT = "liftmap.json"
-FORMAT = 2
+SEEN = "seen.safetensors"
+# how the network's files are read, by the name of who wrote them
+NETWORKS: dict[str, Callable[[Path], nn.Module]] = {"liftmap": read_network, "diffusers": read_unet}
 PACKAGED = Path(__file__).parent / "data" / "models"
 
 
@@ -78,7 +88,8 @@ class Training:
 
     def split(self, images: PreparedImages) -> tuple[PreparedImages, PreparedImages]:
         """(trained on, held out) of the source's images, parted as by the training."""
-        return images.hold_out(self.hold_out.count(len(images)), seed=self.settings.seed)
+        count, groups = self.hold_out.count(len(images)), self.hold_out.groups(images)
+        return images.hold_out(count, seed=self.settings.seed, groups=groups)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ class Model:
     """All that was learnt of the in-domain images.
 
     training: None for a model that liftmap did not train. density: of noise norms; it belongs to
-    the network's weights and serves every method. judges: by the key of their method.
+    the network's weights and serves every method. judges: by the key of their method. seen: what
+    it remembers of the images it was trained on and of those held out; None if it doesn't.
     """
 
     checkpoint: Checkpoint
@@ -94,6 +106,7 @@ class Model:
     training: Training | None = None
     density: Mixture | None = None
     judges: Mapping[str, Judge] = field(default_factory=lambda: MappingProxyType({}))
+    seen: Seen | None = None
 
     def __post_init__(self) -> None:
         p, shape = self.preparation, self.checkpoint.image_shape
@@ -196,23 +209,34 @@ class Model:
         """Write a model folder, liftmap.json last.
 
         Args:
-            weights: False replaces liftmap.json alone.
+            weights: False replaces liftmap.json alone; the folder keeps the network's files.
             half: as `write_network` takes it.
 
         Raises:
-            OutputError: the folder can't be written to.
+            OutputError: the folder can't be written to, or is the hub's cache.
         """
         folder = Path(folder)
+        check_own(folder)
         if weights:
             write_network(self.checkpoint.unet, folder, half=half)
+            self._save_seen(folder / SEEN)
+        foreign = self.checkpoint.foreign and not weights
+        about = {"format": FORMAT, "network": "diffusers" if foreign else "liftmap"}
+        text = json.dumps(about | _as_json(self), indent=1)
         with atomic_path(folder / ABOUT) as path:
-            path.write_text(json.dumps(_as_json(self), indent=1) + "\n", encoding="utf-8")
+            path.write_text(text + "\n", encoding="utf-8")
+
+    def _save_seen(self, path: Path) -> None:
+        """Write what was seen; nothing else's is left there."""
+        if self.seen is not None:
+            self.seen.save(path)
+        elif path.exists():
+            path.unlink()
 
 
 def _as_json(model: Model) -> dict[str, Any]:
     checkpoint, density = model.checkpoint, model.density
     return {
-        "format": FORMAT,
         "process": process_to_json(checkpoint.process),
         "parametrisation": asdict(checkpoint.by),
         "patch": checkpoint.patch,
@@ -239,15 +263,21 @@ def _judge_as_json(judge: Judge) -> dict[str, Any]:
 def _read(folder: Path, about: dict[str, Any]) -> Model:
     """The model of a folder; raises what malformed data raises."""
     version = about["format"]
-    if version not in (1, FORMAT):
+    if version not in range(1, FORMAT + 1):
         raise ModelError(
             f"{folder / ABOUT}: format {version}, this liftmap reads up to {FORMAT}: update liftmap"
         )
-    if version == 1:
-        about = _from_format_1(about)
+    about = upgraded(about, folder)
     by = read_settings(Parametrisation, about["parametrisation"])
     process, patch = process_from_json(about["process"]), int(about["patch"])
-    checkpoint = Checkpoint(read_network(folder), process, by, patch)
+    network = about["network"]
+    if network not in NETWORKS:
+        raise ModelError(
+            f"{folder / ABOUT}: network {network!r}: need one of {', '.join(NETWORKS)}"
+        )
+    checkpoint = Checkpoint(
+        NETWORKS[network](folder), process, by, patch, foreign=network == "diffusers"
+    )
     checkpoint.check_size(folder)
     preparation, training = about["preparation"], about["training"]
     density = None if about["density"] is None else Mixture.from_json(about["density"])
@@ -260,6 +290,7 @@ def _read(folder: Path, about: dict[str, Any]) -> Model:
         None if training is None else read_settings(Training, training),
         density,
         MappingProxyType({judge.method.key: judge for judge in judges}),
+        Seen.load(folder / SEEN) if (folder / SEEN).exists() else None,
     )
 
 
@@ -279,21 +310,6 @@ def _read_judge(stored: dict[str, Any], density: Mixture | None) -> Judge:
         )
     except (SettingsError, CalibrationError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the model's calibration is damaged ({error}): redo it") from error
-
-
-def _from_format_1(about: dict[str, Any]) -> dict[str, Any]:
-    """liftmap.json of liftmap 0.1 as the present format has it."""
-    judges = []
-    for stored in about.get("calibrations", {}).values():
-        method = dict(stored["method"])
-        method["noised_to"] = method.pop("start", None)
-        rest = {"scores": stored["scores"], "map_top": stored.get("map_top"), "precision": None}
-        judges.append({"method": method, **(stored["rule"] or {}), **rest})
-    training = about.get("training")
-    if training is not None:  # models from before there was a least have none
-        training = training | {"hold_out": {"least": 0} | training["hold_out"]}
-    optional = {"preparation": about.get("preparation"), "density": about.get("density")}
-    return about | optional | {"training": training, "judges": judges}
 
 
 def _reason(error: Exception) -> str:

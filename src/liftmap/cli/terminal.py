@@ -64,7 +64,9 @@ def about_table(model: Model) -> Table:
     predicts = f"{process}, predicts {checkpoint.by.target}"
     table.add_row("network", f"{parameters / 1e6:.1f} M parameters, {predicts}")
     if training := model.training:
-        table.add_row("trained on", f"{training.images} of {training.source}")
+        table.add_row("trained on", escape(f"{training.images} of {training.source}"))
+        if by := training.hold_out.group_by:
+            table.add_row("held out", escape(f"groups of images whole, by {by}"))
         table.add_row("for", f"{training.minutes} minutes, {training.steps} steps")
         if initial := training.initial:
             earlier = f", trained for {initial.minutes} minutes, {initial.steps} steps"
@@ -72,6 +74,10 @@ def about_table(model: Model) -> Table:
             table.add_row("started from", f"{initial.model}{known}")
         if curve := training.loss_curve:
             table.add_row("loss", f"{curve[0]:.3f} to {curve[-1]:.4f}")
+    if seen := model.seen:
+        held_out = len(seen) - seen.trained
+        told = f"{seen.trained} images trained on, {held_out} held out: copies of them are known"
+        table.add_row("remembers", told)
     for name, told in _calibrations(model):
         table.add_row(name, told)
     return table

@@ -46,6 +46,19 @@ from liftmap.errors import ImageError, SettingsError
 if TYPE_CHECKING:
     from liftmap.engines.local import Summary, Upto
 
+InitialOption = Annotated[
+    str | None, typer.Option(help="Start from this model's weights, not from a fresh preset.")
+]
+LeastOption = Annotated[
+    int, typer.Option(help="No fewer than so many are kept, up to a fifth of all.")
+]
+GroupByOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep series on one side: folder, or a pattern of ids such as '^(patient[0-9]+)_'."
+    ),
+]
+
 
 def train(
     source: SourceArgument,
@@ -54,9 +67,7 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Train this long (default 40).")] = None,
     steps: Annotated[int | None, typer.Option(help="Train this many steps instead.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
-    initial: Annotated[
-        str | None, typer.Option(help="Start from this model's weights, not from a fresh preset.")
-    ] = None,
+    initial: InitialOption = None,
     size: Annotated[str, typer.Option(help="Pixels: 32, or HEIGHTxWIDTH.")] = "32",
     channels: Annotated[int, typer.Option(help="3 for colour, 1 for grey.")] = 3,
     fit: Annotated[str, typer.Option(help="stretch, crop or pad to the size.")] = "stretch",
@@ -64,14 +75,14 @@ def train(
     batch: Annotated[int, typer.Option(help="Images a step.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 4e-4,
     hold_out: Annotated[float, typer.Option(help="Share kept for calibration.")] = 0.05,
-    hold_out_least: Annotated[
-        int, typer.Option(help="No fewer than so many are kept, up to a fifth of all.")
-    ] = 125,
+    hold_out_least: LeastOption = 125,
     hold_out_most: Annotated[int, typer.Option(help="At most so many are kept.")] = 2000,
     value_range: RangeOption = None,
+    group_by: GroupByOption = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     save_every: Annotated[float, typer.Option(help="Minutes between saved states.")] = 3.0,
     method: MethodOption = "fast",
+    distance: DistanceOption = None,
     limit: LimitOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
@@ -105,16 +116,23 @@ def train(
             preset=preset,
             preparation=preparation,
             training=settings,
-            hold_out=HoldOut(hold_out, hold_out_most, hold_out_least),
+            hold_out=HoldOut(hold_out, hold_out_most, hold_out_least, group_by),
+            limit=limit,
             initial=initial,
             resume=resume,
             listener=listener,
-            method=method,
+            method=method_of(method, None, None, distance),
         )
     if is_main_process():
         say_what_was_passed_over(opened)
         print_about(detector.model)
-        console.print(f"next: liftmap score NEW_IMAGES --model {output} --output scores.parquet")
+        options = {"method": None if method == "fast" else method, "distance": distance}
+        console.print(escape(_next_command(output, options)), soft_wrap=True)
+
+
+def _next_command(model: Path, options: dict[str, str | None]) -> str:
+    asked = "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
+    return f"next: liftmap score NEW_IMAGES --model {model} --output scores.parquet{asked}"
 
 
 def calibrate(

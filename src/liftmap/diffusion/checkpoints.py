@@ -9,6 +9,7 @@ import json
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from liftmap.diffusion.denoiser import Denoiser, Parametrisation, Precision
 from liftmap.diffusion.group_norm import use_channels_last
 from liftmap.diffusion.network import Patched, network_from_config
 from liftmap.diffusion.process import Process
-from liftmap.errors import ModelError
+from liftmap.errors import ModelError, OutputError
 from liftmap.files import atomic_path
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -36,12 +37,14 @@ class Checkpoint:
     """A trained network with the noise process it was trained for.
 
     unet: ours or diffusers' UNet2DModel; patch: its pixel-unshuffle factor.
+    foreign: the network was read from files in which only diffusers finds its way (`foreign`).
     """
 
     unet: nn.Module
     process: Process
     by: Parametrisation
     patch: int = 1
+    foreign: bool = False
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -78,6 +81,17 @@ class Checkpoint:
                 raise ValueError(f"images of {height}x{width} pixels: need 2 to {MOST_SIDE} a side")
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise ModelError(f"{folder / CONFIG}: {error}") from error
+
+
+def check_own(folder: Path) -> None:
+    """Refuse to write into the hub's cache, which other programs share and the hub replaces.
+
+    Raises:
+        OutputError: the message says what to do.
+    """
+    parts = folder.resolve().parts
+    if any(a.startswith("models--") and b == "snapshots" for a, b in pairwise(parts)):
+        raise OutputError(f"{folder} is in the hub's cache: copy it elsewhere, and take the copy")
 
 
 def write_network(unet: nn.Module, folder: Path, *, half: bool = True) -> None:

@@ -2,8 +2,11 @@
 
     config.json, *.safetensors   in the folder itself, as google/ddpm-cifar10-32, or in unet/
     scheduler_config.json        beside them, or in scheduler/
+    model_index.json             which parts a pipeline has; may be missing
 
-diffusers reads both; what its pipelines assume of the network decides the parametrisation.
+The weights may be in one file or in several with an index, under their plain name or as a variant
+(`diffusion_pytorch_model.fp16.safetensors`). diffusers reads them; what its pipelines assume of the
+network decides the parametrisation.
 """
 
 from pathlib import Path
@@ -12,14 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from liftmap.diffusion.checkpoints import Checkpoint
+from liftmap.diffusion.checkpoints import CONFIG, Checkpoint, read_json
 from liftmap.diffusion.denoiser import Parametrisation, Target
 from liftmap.diffusion.network import check_depth
 from liftmap.diffusion.process import VE, Tabulated
 from liftmap.errors import LiftmapError, ModelError
 
-CONFIG = "config.json"
 SCHEDULER = "scheduler_config.json"
+PIPELINE = "model_index.json"
+STEM, ENDING = "diffusion_pytorch_model", ".safetensors"
 VE_SCHEDULER = "ScoreSdeVeScheduler"
 
 # Schedulers of a network that was trained on DDPM's table of betas and is told the table's index.
@@ -61,28 +65,40 @@ def read_diffusers(folder: Path) -> Checkpoint:
         ModelError: a file is missing or damaged, the weights are pickled or don't fit, the network
             needs more than a noisy image and its noise level, or the scheduler is not supported.
     """
-    root = folder if (folder / CONFIG).exists() else folder / "unet"
-    if not (root / CONFIG).exists():
-        raise ModelError(f"{folder / CONFIG} is missing: {folder} is no model folder")
-    unet = _read_unet(root)
+    unet = read_unet(folder)
     process, by = _read_scheduler(_scheduler_of(folder))
-    return Checkpoint(unet, process, by)
+    return Checkpoint(unet, process, by, foreign=True)
 
 
-def _read_unet(root: Path) -> nn.Module:
-    """The network in float32; every weight comes from the file, and every one in it is used."""
+def ships_scheduler(folder: Path) -> bool:
+    """Whether a folder has a scheduler's settings, which liftmap never writes."""
+    return any(path.exists() for path in _scheduler_places(folder))
+
+
+def read_unet(folder: Path) -> nn.Module:
+    """The network of such a folder, in float32; its scheduler is not looked at.
+
+    Every weight comes from the files, and every one in them is used.
+
+    Raises:
+        ModelError: as `read_diffusers` does.
+    """
     from diffusers import UNet2DModel
     from safetensors import SafetensorError
 
+    root = folder if (folder / CONFIG).exists() else folder / "unet"
+    if not (root / CONFIG).exists():
+        raise ModelError(f"{folder / CONFIG} is missing: {folder} is no model folder")
+    _check_pixels(folder)
     _check_unconditional(root)
-    if not any(root.glob("*.safetensors")):
-        raise ModelError(_no_safetensors(root))
+    variant = _variant(root)
     try:
         unet, loaded = UNet2DModel.from_pretrained(
             root,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            variant=variant,
             torch_dtype=torch.float32,
         )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
@@ -96,6 +112,49 @@ def _read_unet(root: Path) -> nn.Module:
             )
     network: nn.Module = unet
     return network.eval()
+
+
+def _check_pixels(folder: Path) -> None:
+    """Refuse a pipeline whose network doesn't work on pixels: it has parts beside network and
+    scheduler, as a latent model its autoencoder."""
+    if not (folder / PIPELINE).exists():
+        return
+    parts = [
+        name
+        for name, part in read_json(folder / PIPELINE).items()
+        if isinstance(part, list) and part[:1] != [None] and name not in ("unet", "scheduler")
+    ]
+    if parts:
+        raise ModelError(
+            f"{folder / PIPELINE}: a pipeline with {', '.join(parts)}; need one of unet and "
+            "scheduler alone, which works on pixels"
+        )
+
+
+def _variant(root: Path) -> str | None:
+    """Which of the weights to read: the plain ones, else the fp16 ones, else the only variant.
+
+    Raises:
+        ModelError: there are no safetensors, or several variants and neither of these.
+    """
+    names = [p.name for p in root.glob(f"*{ENDING}*") if p.name.startswith(STEM)]
+    if not names:
+        raise ModelError(_no_safetensors(root))
+    plain = {f"{STEM}{ENDING}", f"{STEM}{ENDING}.index.json"}
+    if plain & set(names):
+        return None
+    found = set()
+    for name in names:  # STEM.fp16.safetensors, or STEM.safetensors.index.fp16.json of several
+        middle = name.removeprefix(STEM).removeprefix(f"{ENDING}.index")
+        middle = middle.removesuffix(ENDING).removesuffix(".json")
+        if middle.startswith(".") and "-" not in middle:
+            found.add(middle[1:])
+    if "fp16" in found or len(found) == 1:
+        return "fp16" if "fp16" in found else found.pop()
+    raise ModelError(
+        f"{root} holds {', '.join(sorted(names))}: need {STEM}{ENDING}, one variant of it, or the "
+        "index of its parts; copy the whole folder"
+    )
 
 
 def _check_unconditional(root: Path) -> None:
@@ -136,8 +195,12 @@ def _no_safetensors(root: Path) -> str:
     )
 
 
+def _scheduler_places(folder: Path) -> list[Path]:
+    return [folder / SCHEDULER, folder / "scheduler" / SCHEDULER]
+
+
 def _scheduler_of(folder: Path) -> Path:
-    places = [folder / SCHEDULER, folder / "scheduler" / SCHEDULER]
+    places = _scheduler_places(folder)
     for path in places:
         if path.exists():
             return path

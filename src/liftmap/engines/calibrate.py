@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from liftmap.detector import MAPPED, Detector
+from liftmap.diffusion.checkpoints import check_own
 from liftmap.engines.engine import Engine
 from liftmap.engines.local import Summary
 from liftmap.engines.tables import read_distances, read_norms
@@ -29,8 +30,10 @@ def calibrate_folder(
 
     Raises:
         CalibrationError: too few images.
-        OutputError: the folder can't be written, or its table belongs to another run.
+        OutputError: the folder is the hub's cache or can't be written, or its table belongs to
+            another run.
     """
+    check_own(folder)
     engine = engine or Engine()
     table = engine.table(folder, "calibration")
     engine.score(detector, source, table, "distances", on_batch)

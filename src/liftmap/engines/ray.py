@@ -25,7 +25,7 @@ from liftmap.diffusion.denoiser import Precision
 from liftmap.engines.local import Scoring, Summary, Upto
 from liftmap.engines.memory import keep_freed_memory
 from liftmap.engines.tables import read_rows, write_table
-from liftmap.errors import ImageError, MissingExtraError, OutputError, SourceError
+from liftmap.errors import ImageError, MissingExtraError, OutputError, SettingsError, SourceError
 from liftmap.files import Run, atomic_path, held
 from liftmap.images.entry import Entry, Source, part
 from liftmap.model import Model
