@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from liftmap.cli import check, models, production, research, use
+from liftmap.cli import check, models, paper, production, research, use
 from liftmap.cli.base import app
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -16,7 +16,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "serve": production.serve,
     "evaluate": research.evaluate,
     "benchmark": research.benchmark,
-    "reproduce": research.reproduce,
+    "reproduce": paper.reproduce,
     "speed": research.speed,
     "demo": models.demo,
     "info": models.info,

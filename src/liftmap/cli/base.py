@@ -116,6 +116,11 @@ AtOnceOption = Annotated[
     int | None, typer.Option(help="Redraws at once; fewer need less memory.", min=1)
 ]
 
+SeedsOption = Annotated[
+    list[int] | None,
+    typer.Option("--seed", help="Of noise, and of what baselines train; may be repeated."),
+]
+
 EngineOption = Annotated[
     str, typer.Option(help="local, or ray: many processes or machines (extra: ray).")
 ]
