@@ -5,12 +5,10 @@ images, `training.json`, what was asked for and what the images were, and `train
 from which `--resume` continues. All four may be deleted afterwards.
 """
 
-import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +20,18 @@ from liftmap.diffusion.network import Patched, build_unet, find_preset
 from liftmap.diffusion.process import PROCESSES
 from liftmap.diffusion.schedule import Progress, TrainingSettings
 from liftmap.diffusion.training import Trainer
-from liftmap.errors import ModelError, OutputError, SettingsError
-from liftmap.files import Run, atomic_path, held, read_object
+from liftmap.errors import OutputError, SettingsError
+from liftmap.files import held
 from liftmap.images.copies import Seen
 from liftmap.images.entry import Source, take
+from liftmap.images.picture import range_text
 from liftmap.images.prepare import Preparation
-from liftmap.images.store import HoldOut, PreparedImages, ids_path, store_source
+from liftmap.images.store import HoldOut, PreparedImages, store_with_range
 from liftmap.model import Initial, Model, Training
+from liftmap.recipe import IMAGES, RECIPE, STATE, as_begun, check_same, claim, found_range, run_of
 from liftmap.stages.method import METHODS, Method
 from liftmap.stages.outlook import Outlook, rehearse
 
-IMAGES = "images.u8"
-STATE = "training.safetensors"
-RECIPE = "training.json"
 FEWEST = 3  # images: one to train on, one to give scales and one to calibrate on
 
 
@@ -92,10 +89,11 @@ def fit_model(
     rehearse(method, checkpoint.process, checkpoint.by, checkpoint.image_shape)
     trainer = _trainer(checkpoint, settings)
     with held(folder) if trainer.main else nullcontext():
-        training = _as_begun(training, folder, resume)
+        training = as_begun(training, folder, resume)
         if trainer.main:
-            _claim(folder, _run(training, limit), resume)
+            claim(folder, run_of(training, limit), resume)
         images = _prepared_once(trainer, take(source, limit), training, folder, listener)
+        training = _with_range(training, folder, listener)
         rest, kept, seen = _parted(training, images, method, listener, trainer.main)
         training = replace(training, images=len(rest))
         if resume:
@@ -103,7 +101,7 @@ def fit_model(
 
         def trained() -> Model:
             made, record = _averaged(checkpoint, trainer), _so_far(training, trainer.progress)
-            return Model(made, preparation, record, seen=seen)
+            return Model(made, training.preparation, record, seen=seen)
 
         _train(trainer, rest, folder, trained, listener)
         return trained(), rest, kept
@@ -238,86 +236,25 @@ def _prepared_once(
     p, path = training.preparation, folder / IMAGES
     if trainer.main:
         if not path.exists():
-            store_source(source, p, path, on_image=listener.on_image, on_skip=listener.on_skip)
+            tell: dict[str, Any] = {"on_image": listener.on_image, "on_skip": listener.on_skip}
+            p = store_with_range(source, p, path, **tell)[1]
         images = PreparedImages(path, (p.channels, p.height, p.width))
-        _check_same(images, folder / RECIPE, by_ids=training.hold_out.group_by is not None)
+        by_ids = training.hold_out.group_by is not None
+        check_same(images, folder / RECIPE, p.value_range, by_ids=by_ids)
     trainer.accelerator.wait_for_everyone()
     return PreparedImages(path, (p.channels, p.height, p.width))
 
 
-def _check_same(images: PreparedImages, recipe: Path, *, by_ids: bool) -> None:
-    """Keep what the images are beside what was asked for, or refuse others than are kept there.
-
-    Images that are refused are removed, so that the right ones are prepared when they are back.
-
-    Args:
-        by_ids: the ids, too, decide which images are held out.
-    """
-    about = read_object(recipe) or {}
-    now: dict[str, Any] = {"images": len(images), "pixels": images.hash()}
-    if by_ids:
-        now["ids"] = sha256("\n".join(images.ids()).encode("utf-8", "replace")).hexdigest()[:32]
-    before = about.get("prepared")
-    if before is None:  # now, or by a liftmap that kept nothing
-        with atomic_path(recipe) as temporary:
-            temporary.write_text(json.dumps(about | {"prepared": now}, indent=1) + "\n")
-    elif before != now:
-        for left in (images.path, ids_path(images.path)):
-            left.unlink(missing_ok=True)
-        raise OutputError(
-            f"the images have changed since this training began (then {_images_told(before)}, now "
-            f"{_images_told(now)}), which would move images between training and hold-out: give "
-            "them as they were and --resume, or train into a new folder"
-        )
-
-
-def _images_told(about: Any) -> str:
-    if not isinstance(about, dict):
-        return "damaged"
-    names = (f"{name} {str(about[name])[:8]}" for name in ("pixels", "ids") if name in about)
-    return f"{about.get('images')} images, {', '.join(names)}"
-
-
-def _run(training: Training, limit: int | None) -> Run:
-    """What must be as it was to resume: above all, whatever decides which images are held out."""
-    asked = asdict(training)
-    kept = ("source", "preset", "initial", "preparation", "hold_out")
-    about = {name: asked[name] for name in kept}
-    by = about["hold_out"].pop("group_by")
-    return Run(about | {"limit": limit, "group_by": by, "seed": training.settings.seed})
-
-
-def _as_begun(training: Training, folder: Path, resume: bool) -> Training:
-    """The training to resume; one from before copies were kept together goes on without."""
-    before = (read_object(folder / RECIPE) or {}).get("hold_out") if resume else None
-    if not isinstance(before, dict) or "copies_together" in before:
+def _with_range(training: Training, folder: Path, listener: FitListener) -> Training:
+    """The training with the range that its images turned out to have."""
+    found = found_range(folder)
+    if found is None or training.preparation.value_range is not None:
         return training
-    return replace(training, hold_out=replace(training.hold_out, copies_together=False))
-
-
-def _claim(folder: Path, run: Run, resume: bool) -> None:
-    """Refuse to train over another run, or to resume one that was set up otherwise."""
-    path = folder / RECIPE
-    if not resume:
-        if (folder / STATE).exists():
-            raise ModelError(f"{folder} holds a training: add --resume, or choose a new folder")
-        for left in (folder / IMAGES, ids_path(folder / IMAGES), path):
-            left.unlink(missing_ok=True)
-        run.begin(path)
-        return
-    before = read_object(path)
-    if before is None:
-        raise ModelError(f"{path} is missing or can't be read: nothing to resume")
-    run.check(_in_present_terms(before, run), path)
-
-
-def _in_present_terms(before: dict[str, Any], run: Run) -> dict[str, Any]:
-    """What was kept of a run, with what earlier versions of liftmap didn't keep."""
-    if "settings" in before:  # as liftmap 0.1 kept it
-        before |= {"initial": before.get("initial"), "seed": before["settings"]["seed"]}
-    if isinstance(before.get("hold_out"), dict):
-        before["hold_out"] = {"copies_together": False} | before["hold_out"]
-    return {"limit": run.about["limit"], "group_by": None} | before
+    listener.on_note(
+        f"images of more than 8 bits: their values are taken as {range_text(found)}, black to "
+        "white, here and of new images; --range says otherwise"
+    )
+    return replace(training, preparation=replace(training.preparation, value_range=found))
 
 
 def _so_far(training: Training, progress: Progress) -> Training:

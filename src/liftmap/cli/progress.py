@@ -178,7 +178,7 @@ class FitProgress(_Bar, FitListener):
         return self
 
     def _note(self, text: str) -> None:
-        self._bar.console.print(text)
+        self._bar.console.print(escape(text))
 
     def _image(self) -> None:
         if self._preparing is None:

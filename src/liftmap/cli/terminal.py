@@ -47,6 +47,8 @@ def summary_lines(summary: Summary, output: Path, false_alarms: float | None) ->
         yield "the oddest:"
         for score, id, p_value in summary.oddest:
             yield f"  {escape(id)}  score {score:.3f}, p {p_value:.4f}"
+    for note, count in summary.notes.items():
+        yield f"[yellow]note[/] of {count} images: {escape(note)}"
     for id, reason in summary.reasons.items():
         yield f"[yellow]skipped[/] {escape(id)}: {escape(reason)}"
     if summary.skipped > len(summary.reasons):

@@ -7,6 +7,7 @@ still the same.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from heapq import nlargest
@@ -21,6 +22,7 @@ from liftmap.detector import Detector
 from liftmap.engines.journal import Journal
 from liftmap.engines.tables import Row, check_format, write_table
 from liftmap.files import Run
+from liftmap.images.copies import Copy
 from liftmap.images.entry import Entry, Source
 from liftmap.images.prepare import fingerprint, prepare_entries
 from liftmap.stages.redraw import Measured
@@ -47,6 +49,7 @@ class Summary:
     seconds: float = 0.0
     attempts: int = 0
     changed_from: int | None = None
+    notes: dict[str, int] = field(default_factory=dict)  # how many images each holds of
     reasons: dict[str, str] = field(default_factory=dict)  # the first few skipped ids
     p_values: list[int] = field(default_factory=lambda: [0] * BINS)  # images by p-value, 0 to 1
     oddest: list[tuple[float, str, float | None]] = field(default_factory=list)  # score, id, p
@@ -76,6 +79,7 @@ class Summary:
             "attempts_an_image": self.attempts_an_image,
             "images_per_second": self.images_per_second,
             "changed_from": self.changed_from,
+            "notes": self.notes,
             "oddest": [{"id": id, "score": score, "p_value": p} for score, id, p in self.oddest],
         }
 
@@ -86,6 +90,8 @@ class Summary:
             self.skipped += 1
             if len(self.reasons) < 10:
                 self.reasons[row["id"]] = row["reason"]
+        for note in row.get("notes") or ():
+            self.notes[note] = self.notes.get(note, 0) + 1
         self.flagged += bool(row["is_ood"])
         self.attempts += row["attempts"] or 0
         if row["p_value"] is not None:
@@ -97,6 +103,7 @@ class Summary:
         """Take what another part of the same run did into account; `seconds` are added."""
         for name in ("images", "skipped", "flagged", "computed", "seconds", "attempts"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.notes = dict(Counter(self.notes) + Counter(other.notes))
         self.reasons = dict(islice((self.reasons | other.reasons).items(), 10))
         self.p_values = [a + b for a, b in zip(self.p_values, other.p_values, strict=True)]
         self._keep_oddest(other.oddest)
@@ -118,7 +125,8 @@ def score_source(
 
     Columns: id, score, p_value, is_ood, attempts (how many it took), distances (of each kind, one
     an attempt), norms (of the score, if the method asks for them; not in CSV), reason (of a skipped
-    image, whose other columns are empty).
+    image, whose other columns are empty), notes (what to know of an image, such as that it is a
+    copy of one that was trained on).
 
     Args:
         to: how far each image is taken. "scores" leaves p_value and is_ood empty and needs no
@@ -210,7 +218,7 @@ class Scoring:
         """
         if row["id"] != entry.id or "fingerprint" not in row:
             return False
-        if entry.stamp is not None and row["stamp"] == entry.stamp:
+        if entry.stamp is not None and row["stamp"] == entry.stamp and not row["reason"]:
             return True
         pixels, reasons, _ = prepare_entries(self.detector.preparation, [entry])
         mark = _mark(pixels[0]) if pixels else None
@@ -218,14 +226,25 @@ class Scoring:
 
     def _rows(self, entries: list[Entry]) -> Iterator[tuple[Row, str | None]]:
         """Rows, and the fingerprints of the images that can be read."""
-        pixels, reasons, _ = prepare_entries(self.detector.preparation, entries)
+        pixels, reasons, remarks = prepare_entries(self.detector.preparation, entries)
         values = self._values(torch.stack(pixels)) if pixels else iter(())
-        marks = map(_mark, pixels)
+        marks, copies = map(_mark, pixels), iter(self._copies(pixels))
         empty = dict.fromkeys(("score", "p_value", "is_ood", "attempts", "distances", "norms"))
         for i, entry in enumerate(entries):
-            found = empty if i in reasons else next(values)
-            row = {"id": entry.id, **found, "reason": reasons.get(i)}
-            yield row, None if i in reasons else next(marks)
+            if i in reasons:
+                yield {"id": entry.id, **empty, "reason": reasons[i], "notes": None}, None
+                continue
+            notes = [*remarks.get(i, ()), *next(copies)]
+            row = {"id": entry.id, **next(values), "reason": None, "notes": notes or None}
+            yield row, next(marks)
+
+    def _copies(self, pixels: list[Tensor]) -> list[list[str]]:
+        """What is to be said of images that the model has seen, for each."""
+        seen = self.detector.model.seen
+        if seen is None or not pixels:
+            return [[] for _ in pixels]
+        words = [Copy(kind).words for kind in seen.compare(torch.stack(pixels)).tolist()]
+        return [[told] if told else [] for told in words]
 
     def _values(self, pixels: Tensor) -> Iterator[Row]:
         kinds = list(self.detector.redraw.distances)

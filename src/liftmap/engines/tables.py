@@ -32,6 +32,7 @@ def _parquet(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int) -
             ("distances", pa.struct([(kind, pa.list_(pa.float32())) for kind in kinds])),
             ("norms", pa.list_(pa.float32())),
             ("reason", pa.string()),
+            ("notes", pa.list_(pa.string())),
         ]
     )
     stream = iter(rows)
@@ -45,12 +46,13 @@ def _csv(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int) -> No
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         firsts = ["id", "score", "p_value", "is_ood", "attempts"]
-        writer.writerow([*firsts, *names, "reason"])
+        writer.writerow([*firsts, *names, "reason", "notes"])
         for row in rows:
             by_kind = row["distances"] or {kind: [] for kind in kinds}
             blank = [None] * (attempts - (row["attempts"] or 0))
             distances = [x for kind in kinds for x in (*by_kind[kind], *blank)]
-            writer.writerow([*(row[name] for name in firsts), *distances, row["reason"]])
+            last = row["reason"], "; ".join(row.get("notes") or ())
+            writer.writerow([*(row[name] for name in firsts), *distances, *last])
 
 
 def _jsonl(rows: Iterable[Row], path: Path, kinds: list[str], attempts: int) -> None:
@@ -138,6 +140,9 @@ def read_rows(path: Path) -> Iterator[Row]:
         missing = set(columns) - set(file.schema_arrow.names)
         if missing:
             raise SourceError(f"{path} is no table of scores: it has no {sorted(missing)}")
+        columns += (
+            ["notes"] if "notes" in file.schema_arrow.names else []
+        )  # younger than the format
         for batch in file.iter_batches(CHUNK, columns=columns):
             yield from batch.to_pylist()
 

@@ -43,6 +43,16 @@ class Copy(IntEnum):
     NEAR_HELD_OUT = 3
     NONE = 4
 
+    @property
+    def words(self) -> str | None:
+        """What it means for the image's p-value; None for an image that is like no other."""
+        exact, known = self in (Copy.EXACT_TRAINED, Copy.EXACT_HELD_OUT), self != Copy.NONE
+        trained = self in (Copy.EXACT_TRAINED, Copy.NEAR_TRAINED)
+        what = "trained on" if trained else "calibrated on"
+        likeness = "an exact copy" if exact else "nearly the same as one"
+        told = f"{likeness} of those that the model was {what}: its p-value says little"
+        return told if known else None
+
 
 class Sketches(NamedTuple):
     """What images are compared by.

@@ -246,8 +246,8 @@ def _range_remarks(picture: Deep, low: float, high: float, *, asked: bool) -> li
             likely_range(low, float(colours.max()), floats=colours.dtype.kind == "f")
         )
         remarks.append(
-            f"dark: values end below an eighth of {range_text((low, high))}; if they can't be "
-            f"higher, give their range, as --range {guess}"
+            f"dark: values end below an eighth of {range_text((low, high))} (if they can't be "
+            f"higher, give their range, as --range {guess})"
         )
     return remarks
 

@@ -5,10 +5,11 @@ Beside `NAME`, the pixels, lies `NAME.ids`: the images' ids, one a line, as JSON
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from liftmap.errors import ImageError, SettingsError, SourceError
 from liftmap.files import atomic_path
 from liftmap.images.entry import Source
 from liftmap.images.groups import check_group_by, draw, joined, named_groups
+from liftmap.images.picture import Deep, ValueRange, likely_range
 from liftmap.images.prepare import Preparation, fingerprint, to_model_range
 
 
@@ -161,6 +163,54 @@ def ids_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.ids")
 
 
+class _DeepFoundError(Exception):
+    """The source has images whose range is not known yet."""
+
+
+def value_range_of(source: Source) -> ValueRange:
+    """The customary range that holds all values of a source's images of more than eight bits.
+
+    Raises:
+        SourceError: some of them are whole numbers and others floats.
+    """
+    low, high, floats = math.inf, -math.inf, set()
+    for entry in source:
+        try:
+            picture = entry.load()
+        except ImageError:
+            continue
+        if isinstance(picture, Deep) and not picture.scaled:
+            low, high = min(low, picture.low), max(high, picture.high)
+            floats.add(picture.values.dtype.kind == "f")
+    if len(floats) != 1:
+        raise SourceError(
+            f"{source.name}: images of whole numbers and of floats, or none: need one range for "
+            "all, as --range 0:4095"
+        )
+    return likely_range(low, high, floats=floats.pop())
+
+
+def store_with_range(
+    source: Source,
+    preparation: Preparation,
+    path: Path,
+    *,
+    on_image: Callable[[], None] = lambda: None,
+    on_skip: Callable[[str, str], None] = lambda id, reason: None,
+) -> tuple[PreparedImages, Preparation]:
+    """`store_source` with the range of images of more than eight bits, found if none was given.
+
+    It is found in all of them, so that one range serves all, and later images as well.
+    """
+    options: dict[str, Any] = {"on_image": on_image, "on_skip": on_skip}
+    try:
+        known = preparation.value_range is not None
+        return store_source(source, preparation, path, **options, range_known=known), preparation
+    except _DeepFoundError:
+        preparation = replace(preparation, value_range=value_range_of(source))
+    return store_source(source, preparation, path, **options), preparation
+
+
 def store_source(
     source: Source,
     preparation: Preparation,
@@ -168,12 +218,14 @@ def store_source(
     *,
     on_image: Callable[[], None] = lambda: None,
     on_skip: Callable[[str, str], None] = lambda id, reason: None,
+    range_known: bool = True,
 ) -> PreparedImages:
     """Prepare each image of a source and write it to `path`; images that can't be read are skipped.
 
     Args:
         on_image: called after each image, read or skipped.
         on_skip: called with the id and the reason of each skipped image.
+        range_known: False gives up at the first image whose range is in question.
 
     Raises:
         SourceError: no image could be read.
@@ -183,7 +235,10 @@ def store_source(
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         for entry in source:
             try:
-                file.write(preparation(entry.load()).numpy().tobytes())
+                picture = entry.load()
+                if not range_known and isinstance(picture, Deep) and not picture.scaled:
+                    raise _DeepFoundError
+                file.write(preparation(picture).numpy().tobytes())
                 ids.append(entry.id)
             except ImageError as error:
                 on_skip(entry.id, str(error))

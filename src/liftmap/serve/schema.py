@@ -74,6 +74,9 @@ class Judged(BaseModel):
     is_ood: bool | None = None
     words: str | None = None
     attempts: int | None = None
+    notes: list[str] = Field(
+        default=[], description="what to know of the image, as that its values are dark"
+    )
     error: str | None = None
 
 

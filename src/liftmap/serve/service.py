@@ -12,11 +12,11 @@ import torch
 from fastapi import HTTPException, Response
 from fastapi.responses import JSONResponse
 from PIL.Image import Image
-from torch import Tensor
 
 from liftmap.detector import Detector
 from liftmap.errors import CalibrationError, ImageError, SettingsError
 from liftmap.images.decode import decode
+from liftmap.images.prepare import Prepared
 from liftmap.serve.asked import Given, decoded
 from liftmap.serve.batcher import Batcher, BusyError, OneScore
 from liftmap.serve.guard import Metrics
@@ -72,13 +72,13 @@ class Service:
             self.judge.decides_by.limit(rate)
         except (CalibrationError, SettingsError) as error:
             raise HTTPException(422, str(error)) from error
-        prepared: list[tuple[str, Tensor | ImageError]] = []
+        prepared: list[tuple[str, Prepared | ImageError]] = []
         for name, data in given:
             prepared.append((str(name), await asyncio.to_thread(self._prepare, data)))
         usable = [(name, image) for name, image in prepared if not isinstance(image, ImageError)]
-        images = [image for _, image in usable]
+        images = [image.pixels for _, image in usable]
         found = await self._within_time(self.batcher.score(images)) if usable else []
-        judged = iter(self._judged([name for name, _ in usable], found, rate))
+        judged = iter(self._judged(usable, found, rate))
         results = [
             self._unusable(name, image) if isinstance(image, ImageError) else next(judged)
             for name, image in prepared
@@ -93,13 +93,15 @@ class Service:
         self.metrics.images.labels("unusable").inc()
         return Judged(id=name, error=str(reason))
 
-    def _judged(self, names: list[str], found: Sequence[OneScore], rate: float) -> list[Judged]:
+    def _judged(
+        self, images: list[tuple[str, Prepared]], found: Sequence[OneScore], rate: float
+    ) -> list[Judged]:
         """What is said of each usable image."""
         scores = torch.tensor([one.score for one in found], dtype=torch.float64)
         verdict = self.judge.decide(scores, rate)
-        said = zip(names, found, verdict.p_values.tolist(), verdict.is_ood.tolist(), strict=True)
+        said = zip(images, found, verdict.p_values.tolist(), verdict.is_ood.tolist(), strict=True)
         made = []
-        for name, one, p_value, is_ood in said:
+        for (name, image), one, p_value, is_ood in said:
             self.metrics.images.labels("flagged" if is_ood else "in-domain").inc()
             made.append(
                 Judged(
@@ -109,14 +111,15 @@ class Service:
                     is_ood=is_ood,
                     words=in_words(p_value),
                     attempts=one.attempts,
+                    notes=list(image.remarks),
                 )
             )
         return made
 
-    def _prepare(self, data: bytes | str) -> Tensor | ImageError:
+    def _prepare(self, data: bytes | str) -> Prepared | ImageError:
         try:
             file = decoded(data) if isinstance(data, str) else data
-            return self.detector.preparation(decode(file))
+            return self.detector.preparation.prepared(decode(file))
         except ImageError as error:
             return error
 
@@ -126,7 +129,8 @@ class Service:
         image = await asyncio.to_thread(self._prepare, data)
         if isinstance(image, ImageError):
             raise HTTPException(422, f"{name}: {image}")
-        found = await self._within_time(self.batcher.call(lambda: self.detector.explain(image)))
+        pixels = image.pixels
+        found = await self._within_time(self.batcher.call(lambda: self.detector.explain(pixels)))
         if form == "png":
             picture = await asyncio.to_thread(_picture, found)
             return Response(picture, media_type="image/png")
