@@ -8,6 +8,7 @@ What was found lies in data/hostile, as KIND-WHAT, and is read again by the test
 """
 
 import argparse
+import base64
 import gzip
 import io
 import re
@@ -37,11 +38,37 @@ def _image(kind: str, **options: object) -> bytes:
         return file.getvalue()
 
 
+def _heic() -> bytes:
+    import pillow_heif
+    from PIL import Image
+
+    with io.BytesIO() as file:
+        pillow_heif.from_pillow(Image.frombytes("RGB", (64, 64), bytes(64 * 64 * 3))).save(file)
+        return file.getvalue()
+
+
+def _deep(kind: str) -> bytes:
+    """Sixteen bits of grey, and what turns and clears a picture."""
+    import numpy as np
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[274] = 6
+    with io.BytesIO() as file:
+        values = np.arange(64, dtype=np.uint16).reshape(8, 8) * np.uint16(60)
+        options = {"transparency": 60} if kind == "PNG" else {"tiffinfo": {262: 0}}
+        Image.fromarray(values).save(file, kind, exif=exif, **options)
+        return file.getvalue()
+
+
 def _zip() -> bytes:
     with io.BytesIO() as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("a/b.png", _image("PNG"))
-            archive.writestr("c.bmp", _image("BMP"))
+            archive.writestr("c", _image("BMP"))
+            link = zipfile.ZipInfo("d.png")
+            link.external_attr = 0o120777 << 16
+            archive.writestr(link, "a/b.png")
         return file.getvalue()
 
 
@@ -52,13 +79,17 @@ def _tar(mode: str) -> bytes:
                 member = tarfile.TarInfo(name)
                 member.size = len(_image("PNG"))
                 archive.addfile(member, io.BytesIO(_image("PNG")))
+            for name, kind in (("b.png", tarfile.SYMTYPE), ("c.png", tarfile.LNKTYPE)):
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = kind, "a.png"
+                archive.addfile(member)
         return file.getvalue()
 
 
-def _array(archived: bool) -> bytes:
+def _array(archived: bool, kind: str = "u1") -> bytes:
     import numpy as np
 
-    rows = np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8)
+    rows = np.arange(3 * 64).reshape(3, 8, 8).astype(kind)
     with io.BytesIO() as file:
         if archived:
             np.savez_compressed(file, images=rows)
@@ -80,11 +111,21 @@ def _parquet() -> bytes:
         return file.getvalue()
 
 
+def _parquet_of_paths() -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = [{"bytes": _image("PNG"), "path": None}, {"bytes": None, "path": "../x.png"}]
+    with io.BytesIO() as file:
+        pq.write_table(pa.table({"id": ["x", None], "image": images}), file)
+        return file.getvalue()
+
+
 def _scores() -> bytes:
     from liftmap.engines.tables import write_table
 
     row = {"id": "a", "score": 1.0, "p_value": 0.5, "is_ood": False, "attempts": 2}
-    rest = {"distances": {"mse": [0.1, 0.2]}, "norms": [1.0], "reason": None}
+    rest = {"distances": {"mse": [0.1, 0.2]}, "norms": [1.0], "reason": None, "notes": ["dark"]}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "s.parquet"
         write_table([row | rest], path, ["mse"], 2)
@@ -106,13 +147,17 @@ def read_source(path: Path) -> None:
     from liftmap.images.prepare import Preparation
     from liftmap.images.sources import open_source
 
-    preparation = Preparation(8, 8, 3, "pad")
+    plain, ranged = (Preparation(8, 8, 3, "pad", value_range=r) for r in (None, (0.0, 4095.0)))
     try:
-        for entry in islice(open_source(path), ENTRIES):
-            try:
-                preparation(entry.load())
-            except ImageError:
-                continue
+        source = open_source(path)
+        for entry in islice(source, ENTRIES):
+            for preparation in (plain, ranged):
+                try:
+                    preparation(entry.load())
+                except ImageError:
+                    continue
+            entry.id.encode("utf-8")
+        list(source.tally.lines())
     except SourceError:
         return
 
@@ -130,6 +175,18 @@ def read_scores_table(path: Path) -> None:
             read(path)
         except LiftmapError:
             continue
+
+
+def read_body(path: Path) -> None:
+    """Read what a client sends to the service as text."""
+    from liftmap.errors import ImageError
+    from liftmap.images.decode import decode
+    from liftmap.serve.asked import decoded
+
+    try:
+        decode(decoded(path.read_bytes().decode("latin-1")))
+    except ImageError:
+        return
 
 
 def read_model(path: Path) -> None:
@@ -156,14 +213,24 @@ KINDS: dict[str, tuple[str, Seed, Callable[[Path], None]]] = {
     "tiff": ("x.tif", lambda: _image("TIFF", compression="tiff_lzw"), read_source),
     "bmp": ("x.bmp", lambda: _image("BMP"), read_source),
     "gif": ("x.gif", lambda: _image("GIF"), read_source),
+    "avif": ("x.avif", lambda: _image("AVIF"), read_source),
+    "heic": ("x.heic", _heic, read_source),
+    "jpeg2000": ("x.jp2", lambda: _image("JPEG2000"), read_source),
+    "ppm": ("x.ppm", lambda: _image("PPM"), read_source),
+    "deep-png": ("x.png", lambda: _deep("PNG"), read_source),
+    "deep-tiff": ("x.tif", lambda: _deep("TIFF"), read_source),
     "zip": ("x.zip", _zip, read_source),
     "tar": ("x.tar", lambda: _tar("w"), read_source),
     "tar.gz": ("x.tar.gz", lambda: _tar("w:gz"), read_source),
     "npz": ("x.npz", lambda: _array(True), read_source),
     "npy": ("x.npy", lambda: _array(False), read_source),
+    "deep-npy": ("x.npy", lambda: _array(False, ">f4"), read_source),
+    "any-name": ("x.dat", lambda: _tar("w:gz"), read_source),
     "idx": ("x-ubyte", _idx, read_source),
     "idx.gz": ("x-ubyte.gz", lambda: gzip.compress(_idx()), read_source),
     "parquet": ("x.parquet", _parquet, read_source),
+    "parquet-paths": ("x.parquet", _parquet_of_paths, read_source),
+    "body": ("x.txt", lambda: base64.b64encode(_image("PNG")), read_body),
     "scores": ("x.parquet", _scores, read_scores_table),
     "liftmap.json": ("liftmap.json", lambda: _model()["liftmap.json"], read_model),
     "config.json": ("config.json", lambda: _model()["config.json"], read_model),
@@ -195,9 +262,8 @@ def _fuzz(kind: str, seconds: int) -> None:
 
     with atheris.instrument_imports(include=["liftmap", "tarfile", "zipfile", "gzip", "PIL"]):
         import liftmap.engines.tables
-        import liftmap.images.archives
-        import liftmap.images.arrays
-        import liftmap.images.folders  # noqa: F401
+        import liftmap.images.sources
+        import liftmap.serve.asked  # noqa: F401
 
     with tempfile.TemporaryDirectory() as there:
         corpus, place = Path(there) / "corpus", Path(there) / "place"

@@ -16,7 +16,7 @@ from PIL import Image
 from tiny import calibrated_model
 
 from liftmap.errors import ImageError, ModelError, SourceError
-from liftmap.images.prepare import decode
+from liftmap.images.decode import decode
 from liftmap.images.sources import open_source
 from liftmap.model import Model
 

@@ -59,8 +59,7 @@ class Detector:
         precision = precision or model.judge(self.method).precision
         self.denoiser = model.checkpoint.denoiser(self.device, precision=precision)
         self.preparation = model.preparation
-        size = self.preparation.height, self.preparation.width
-        self.redraw = Redraw(self.denoiser, self.method, size, at_once=at_once)
+        self.redraw = Redraw(self.denoiser, self.method, model.preparation.size, at_once=at_once)
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> "Detector":

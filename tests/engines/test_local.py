@@ -305,7 +305,7 @@ def test_jsonl_and_csv_say_the_same_as_parquet(tmp_path: Path, images: Source) -
     lines = [json.loads(x) for x in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert [x["score"] for x in lines] == [x["score"] for x in table]
     first = (tmp_path / "s.csv").read_text().splitlines()
-    assert first[0] == "id,score,p_value,is_ood,attempts,lpips_0,lpips_1,reason"
+    assert first[0] == "id,score,p_value,is_ood,attempts,lpips_0,lpips_1,reason,notes"
     assert float(first[1].split(",")[1]) == table[0]["score"]
 
 

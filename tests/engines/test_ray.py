@@ -217,7 +217,7 @@ def test_an_image_at_which_workers_die_is_given_up(
 
     pq.write_table(pa.table({"id": [f"{i:03}.png" for i in range(10)]}), output / "listing.parquet")
     job = _Job(
-        detector.model, detector.method, "float32", 8, str(folder), None, output,
+        detector.model, detector.method, "float32", 8, open_source(folder).reopen, output,
         0.05, "decisions", 10, 1,
     )  # fmt: skip
 

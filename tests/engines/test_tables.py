@@ -51,7 +51,7 @@ def test_distances_are_kept_by_kind(tmp_path: Path) -> None:
     assert distances[..., 1] == pytest.approx(np.array([[0.25, 0.2], [0.25, 0.9]]))
     write_table(ROWS, tmp_path / "s.csv", KINDS, 2)
     header, first, skipped, _ = (tmp_path / "s.csv").read_text().splitlines()
-    assert header == "id,score,p_value,is_ood,attempts,lpips_0,lpips_1,ssim_0,ssim_1,reason"
+    assert header == "id,score,p_value,is_ood,attempts,lpips_0,lpips_1,ssim_0,ssim_1,reason,notes"
     assert first == "a,0.2,0.8,False,2,0.2,0.5,0.25,0.2,"
     assert skipped == "b,,,,,,,,,x"
 
@@ -59,7 +59,7 @@ def test_distances_are_kept_by_kind(tmp_path: Path) -> None:
 def test_an_image_may_have_taken_fewer_attempts(tmp_path: Path) -> None:
     short = row("d", 0.1, False, None) | {"attempts": 1, "distances": {"lpips": [0.1], "ssim": [0]}}
     write_table([short], tmp_path / "s.csv", KINDS, 2)
-    assert (tmp_path / "s.csv").read_text().splitlines()[1] == "d,0.1,0.9,False,1,0.1,,0,,"
+    assert (tmp_path / "s.csv").read_text().splitlines()[1] == "d,0.1,0.9,False,1,0.1,,0,,,"
 
 
 def test_a_table_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_ids_are_kept_beside_the_pixels(tmp_path: Path) -> None:
     (folder / "001.png").write_bytes(b"")
     (folder / "003.png").rename(folder / "line\nbreak \u2028 \u00e9.png")
     stored = store_source(open_source(folder), PREPARE, tmp_path / "images.u8")
-    ids = ["000.png", "002.png", "004.png", "line\nbreak \u2028 \u00e9.png"]
+    ids = ["000.png", "002.png", "004.png", "line\\x0abreak \u2028 \u00e9.png"]
     assert stored.ids() == ids
     rest, held = stored.hold_out(2)
     assert sorted(rest.ids() + held.ids()) == ids

@@ -8,20 +8,19 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from liftmap.errors import ImageError, MissingExtraError
 from liftmap.images.kinds import CONVERT, DEVELOP, HEAD, IMAGES, UNREAD, ending, kind_of
-from liftmap.images.picture import Decoded, check_sides, of_array, plain, remarked, turned
+from liftmap.images.picture import Decoded, check_sides, plain, remarked, upper_bits
 
 # what may be decoded, whatever a file is called: some of Pillow's other formats start programs
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "HEIF")
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # Pillow's limit: 89 million
 # TIFF tags: TIFF 6.0, and DNGVersion of DNG 1.7
-_SUBFILE, _DNG = 254, 50706
-_ORIENTATION = 274  # of EXIF
+_SUBFILE, _BITS, _DNG = 254, 258, 50706
+_DEEP_COLOUR = ("RGB;16B", "RGBA;16B", "LA;16B")  # Pillow's names of what PNG holds
 _GREYS = {"1": 255, "L;2": 85, "L;4": 17}  # what Pillow multiplies PNG's shallow grey by
 FIRST_FRAME = "several frames or pages in one file: the first alone is looked at"
 
@@ -138,11 +137,10 @@ def _loaded(image: ImageFile) -> Decoded:
     several = getattr(image, "n_frames", 1) > 1 and image.format not in ("MPO", "JPEG")
     if image.format == "TIFF":
         _refuse_preview(image)
-    if image.format == "PNG" and (deep := _sixteen_bit_png(image)):
-        return deep
-    _scale_transparent_grey(image)
+    upper = _is_deep_colour(image)
+    _scale_transparent(image)
     image.load()
-    found = plain(image)
+    found = upper_bits(plain(image)) if upper else plain(image)
     return remarked(found, FIRST_FRAME) if several else found
 
 
@@ -153,29 +151,21 @@ def _refuse_preview(image: Image.Image) -> None:
         raise ImageError(f"it begins with a preview of another picture, as raw data do: {DEVELOP}")
 
 
-def _sixteen_bit_png(image: ImageFile) -> Decoded | None:
-    """A PNG of sixteen bits a channel whole, of which Pillow keeps eight in colour."""
-    if not any("16" in str(tile[3]) for tile in image.tile):
-        return None
-    import torch
-    from torchvision.io import ImageReadMode, decode_png
-
-    file: Any = image.fp
-    place = file.tell()
-    file.seek(0)
-    data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-    file.seek(place)
-    values = decode_png(data, mode=ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
-    image.load()  # Pillow finds what is beside the pixels, before and after them
-    orientation, clear = image.getexif().get(_ORIENTATION, 1), image.info.get("transparency")
-    if clear is not None and values.shape[2] in (1, 3):
-        opaque = (values != np.array(clear, dtype=np.uint16)).any(axis=2, keepdims=True)
-        values = np.concatenate([values, opaque.astype(np.uint16) * np.uint16(65535)], axis=2)
-    return of_array(turned(values, orientation))
+def _is_deep_colour(image: ImageFile) -> bool:
+    """Whether a file has sixteen bits a channel, of which Pillow keeps the upper eight."""
+    if image.format == "PNG":
+        return any(str(tile[3]) in _DEEP_COLOUR for tile in image.tile)
+    bits: tuple[int, ...] = getattr(image, "tag_v2", {}).get(_BITS, ())
+    return image.format == "TIFF" and image.mode != "I;16" and 16 in bits
 
 
-def _scale_transparent_grey(image: ImageFile) -> None:
-    """PNG counts the transparent grey in the file's bits, Pillow compares it with eight."""
+def _scale_transparent(image: ImageFile) -> None:
+    """PNG counts a transparent colour in the file's bits, Pillow compares it with eight."""
     clear = image.info.get("transparency")
-    if image.format == "PNG" and isinstance(clear, int) and image.mode in ("1", "L") and image.tile:
-        image.info["transparency"] = clear * _GREYS.get(str(image.tile[0][3]), 1)
+    if image.format != "PNG" or not image.tile:
+        return
+    bits = str(image.tile[0][3])
+    if isinstance(clear, int) and image.mode in ("1", "L"):
+        image.info["transparency"] = clear * _GREYS.get(bits, 1)
+    elif isinstance(clear, tuple) and bits in _DEEP_COLOUR:
+        image.info["transparency"] = tuple(shade >> 8 for shade in clear)

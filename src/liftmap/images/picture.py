@@ -7,7 +7,6 @@ sixteen look like a dark picture.
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Shaped
 from PIL import Image, ImageOps
 
 from liftmap.errors import ImageError
@@ -15,7 +14,8 @@ from liftmap.errors import ImageError
 MIN_SIDE = 2  # a single row or column of pixels has no hidden and known part
 DARK = 1 / 8  # of a range: a picture that ends below was hardly meant to have that range
 OUTSIDE = 0.01  # share of values that may lie outside a range, and are cut to it
-_REMARKS = "liftmap remarks"  # the key of a picture's remarks in Pillow's `info`
+# keys in Pillow's `info`: a picture's remarks; that it is the upper half of sixteen bits
+_REMARKS, _UPPER = "liftmap remarks", "liftmap upper bits"
 # TIFF 6.0's tags
 _BITS, _PHOTOMETRIC = 258, 262
 
@@ -72,6 +72,16 @@ def remarks_of(picture: Decoded) -> tuple[str, ...]:
     return told
 
 
+def upper_bits(picture: Decoded) -> Decoded:
+    """The picture, known to be the upper eight of the sixteen bits that its file has."""
+    if isinstance(picture, Image.Image):
+        picture.info[_UPPER] = True
+        if 0 < np.asarray(picture).max() <= 255 * DARK:
+            what_to_do = "convert it to eight bits with the right range"
+            return remarked(picture, _dark((0.0, 65535.0), what_to_do))
+    return picture
+
+
 def check_sides(size: tuple[int, int]) -> None:
     """Refuse what is less than two pixels wide or high.
 
@@ -104,7 +114,7 @@ def _on_white(image: Image.Image, *, grey: bool) -> Image.Image:
     over = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     laid = Image.alpha_composite(white, over).convert("L" if grey else "RGB")
-    laid.info = {_REMARKS: image.info[_REMARKS]} if _REMARKS in image.info else {}
+    laid.info = {}
     return laid
 
 
@@ -116,6 +126,9 @@ def _deep(image: Image.Image, values: np.ndarray) -> Deep:
         top = 2.0 ** tags.get(_BITS, (16,))[0] - 1
     # Pillow stretches these over sixteen bits, by what the file says of its range
     scaled = image.format in ("PPM", "JPEG2000") and image.mode != "F"
+    if isinstance(clear := image.info.get("transparency"), int):
+        opaque = (values != clear).astype(values.dtype) * values.dtype.type(65535)
+        values = np.stack([values, opaque], axis=2)
     found = of_array(values, top=65535.0 if scaled else top)
     if not isinstance(found, Deep):
         raise ImageError(f"a picture of mode {image.mode}: need grey or colour")
@@ -174,6 +187,11 @@ def eight_bits(picture: Decoded, value_range: ValueRange | None = None) -> Image
     if not isinstance(picture, Deep):
         if value_range is None:
             return picture
+        if _UPPER in picture.info and value_range != (0.0, 65535.0):
+            raise ImageError(
+                "sixteen bits a channel in colour, of which only the upper eight are read: can't "
+                f"have the range {range_text(value_range)}; convert it to eight bits"
+            )
         remark = f"eight bits, where others have values of {range_text(value_range)}"
         remarked(picture, remark)
         return picture
@@ -216,6 +234,13 @@ def _range_of(picture: Deep, asked: ValueRange | None) -> ValueRange:
     )
 
 
+def _dark(value_range: ValueRange, what_to_do: str) -> str:
+    return (
+        f"dark: values end below an eighth of {range_text(value_range)} (if they can't be higher, "
+        f"{what_to_do})"
+    )
+
+
 def likely_range(low: float, high: float, *, floats: bool) -> ValueRange:
     """The smallest customary range that holds all values: of 8, 10, 12, 14 or 16 bits, or [0, 1].
 
@@ -245,19 +270,5 @@ def _range_remarks(picture: Deep, low: float, high: float, *, asked: bool) -> li
         guess = range_text(
             likely_range(low, float(colours.max()), floats=colours.dtype.kind == "f")
         )
-        remarks.append(
-            f"dark: values end below an eighth of {range_text((low, high))} (if they can't be "
-            f"higher, give their range, as --range {guess})"
-        )
+        remarks.append(_dark((low, high), f"give their range, as --range {guess}"))
     return remarks
-
-
-def turned(values: Shaped[np.ndarray, "h w c"], orientation: int) -> np.ndarray:
-    """Stored rows and columns turned for viewing, by EXIF's number 1 to 8 (EXIF 2.3, tag 274)."""
-    if orientation in (5, 6, 7, 8):
-        values = values.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        values = values[::-1]
-    if orientation in (2, 3, 6, 7):
-        values = values[:, ::-1]
-    return np.ascontiguousarray(values)

@@ -75,6 +75,11 @@ class Preparation:
             if not (isfinite(low) and isfinite(high) and low < high):
                 raise SettingsError(f"value range {low:g} to {high:g}: need two rising numbers")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.height, self.width
+
     def __call__(self, picture: Picture) -> UInt8[Tensor, "c h w"]:
         """The model's input.
 
