@@ -3,9 +3,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny import SMALL, save_images
+from PIL import Image
+from tiny import SMALL, pixels, save_images
 
 from liftmap import fitting
 from liftmap.diffusion import network
@@ -327,3 +329,42 @@ def test_a_training_of_before_goes_on_with_the_split_that_it_had(tmp_path: Path)
 def test_all_held_out_leaves_nothing_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="all 10 images are held out"):
         fit(save_images(tmp_path / "i", 10), tmp_path / "m", share=0.99)
+
+
+def deep_images(folder: Path, bits: int, count: int = 12) -> Path:
+    """Pictures whose values end near the top of so many bits, in files of sixteen."""
+    folder.mkdir()
+    for i, image in enumerate(pixels(count)):
+        values = np.round(image[0].numpy() / 255 * (2**bits - 1)).astype(np.uint16)
+        Image.fromarray(values).save(folder / f"{i:02}.png")
+    return folder
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_the_range_of_deep_images_is_found_at_training_and_kept(bits: int, tmp_path: Path) -> None:
+    notes: list[str] = []
+    listener = FitListener(on_note=notes.append)
+    made, rest, _ = fit(deep_images(tmp_path / "i", bits), tmp_path / "m", listener=listener)
+    assert made.preparation.value_range == (0.0, 2.0**bits - 1)
+    assert any(f"their values are taken as 0:{2**bits - 1}" in note for note in notes)
+    assert Model.load(tmp_path / "m").preparation == made.preparation
+    assert rest.pixels(torch.arange(len(rest))).max() > 230, "not dark"
+    again, more, _ = fit(tmp_path / "i", tmp_path / "m", steps=3, resume=True)
+    assert again.preparation == made.preparation
+    assert torch.equal(more.pixels(torch.arange(3)), rest.pixels(torch.arange(3)))
+
+
+def test_a_range_that_was_asked_for_is_taken(tmp_path: Path) -> None:
+    asked = Preparation(32, 32, 1, value_range=(0.0, 8191.0))
+    made, rest, _ = fit(deep_images(tmp_path / "i", 12), tmp_path / "m", preparation=asked)
+    assert made.preparation == asked
+    assert 100 < rest.pixels(torch.arange(len(rest))).max() < 130
+
+
+def test_eight_bits_need_no_range_and_two_kinds_of_numbers_are_refused(tmp_path: Path) -> None:
+    made, _, _ = fit(save_images(tmp_path / "eight", 12), tmp_path / "m8")
+    assert made.preparation.value_range is None
+    folder = deep_images(tmp_path / "i", 12)
+    Image.fromarray(pixels(1)[0, 0].numpy() / np.float32(255)).save(folder / "f.tif")
+    with pytest.raises(SourceError, match=r"whole numbers and of floats.*--range"):
+        fit(folder, tmp_path / "m")

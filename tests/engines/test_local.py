@@ -13,10 +13,12 @@ from tiny import decide_by, pixels, save_images, small_detector, small_method
 
 from liftmap.detector import Detector
 from liftmap.engines.local import Summary, score_source
-from liftmap.engines.tables import read_distances, read_scores
+from liftmap.engines.tables import read_distances, read_rows, read_scores
 from liftmap.errors import CalibrationError, OutputError
+from liftmap.images.copies import Seen
 from liftmap.images.entry import Entry, Source, Stream, take
 from liftmap.images.sources import open_source
+from liftmap.images.store import store_source
 
 
 def detector() -> Detector:
@@ -317,3 +319,27 @@ def test_two_runs_on_one_output_are_refused(tmp_path: Path, images: Source) -> N
             score_source(made, images, tmp_path / "s.parquet")
 
     assert score_source(made, images, tmp_path / "s.parquet", on_batch=second).images == 18
+
+
+def test_images_that_the_model_has_seen_have_notes(tmp_path: Path) -> None:
+    """A p-value says nothing of an image that was trained on."""
+    made, folder = detector(), save_images(tmp_path / "images", 8)
+    stored = store_source(open_source(folder), made.preparation, tmp_path / "images.u8")
+    trained, held_out = stored.hold_out(3)
+    seen = Seen.of(trained, held_out)
+    made.model = replace(made.model, seen=seen)
+    Image.new("L", (32, 32), 100).save(folder / "new.png")
+    Image.fromarray((np.arange(1024).reshape(32, 32) * 50).astype(np.uint16)).save(
+        folder / "dark.png"
+    )
+    summary = score_source(made, open_source(folder), tmp_path / "s.parquet")
+    told = {note.split(":")[0]: count for note, count in summary.notes.items()}
+    assert told["an exact copy of those that the model was trained on"] == 5
+    assert told["an exact copy of those that the model was calibrated on"] == 3
+    rows = {row["id"]: row["notes"] for row in read_rows(tmp_path / "s.parquet")}
+    assert rows["new.png"] is None
+    assert len(rows["000.png"]) == 1
+    assert summary.as_json()["notes"] == summary.notes
+    again = score_source(made, open_source(folder), tmp_path / "s.csv")
+    assert "an exact copy" in (tmp_path / "s.csv").read_text()
+    assert again.notes == summary.notes

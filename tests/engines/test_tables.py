@@ -52,8 +52,8 @@ def test_distances_are_kept_by_kind(tmp_path: Path) -> None:
     write_table(ROWS, tmp_path / "s.csv", KINDS, 2)
     header, first, skipped, _ = (tmp_path / "s.csv").read_text().splitlines()
     assert header == "id,score,p_value,is_ood,attempts,lpips_0,lpips_1,ssim_0,ssim_1,reason,notes"
-    assert first == "a,0.2,0.8,False,2,0.2,0.5,0.25,0.2,"
-    assert skipped == "b,,,,,,,,,x"
+    assert first == "a,0.2,0.8,False,2,0.2,0.5,0.25,0.2,,"
+    assert skipped == "b,,,,,,,,,x,"
 
 
 def test_an_image_may_have_taken_fewer_attempts(tmp_path: Path) -> None:

@@ -236,3 +236,14 @@ def test_the_range_is_part_of_the_preparation() -> None:
     assert prepared.pixels[0].tolist() == SHADES.tolist()
     assert not prepared.remarks
     assert isinstance(decode(encoded(Image.fromarray(stored), "PNG")), Deep)
+
+
+def test_sixteen_bits_of_colour_are_their_upper_eight_and_said_to_be_dark() -> None:
+    full = deep_colour_png(SHADES, 2, 3)
+    assert np.asarray(to_image(full))[..., 1].tolist() == SHADES.tolist()
+    assert not told(full)
+    assert np.asarray(to_image(full, (0.0, 65535.0)))[..., 1].tolist() == SHADES.tolist()
+    with pytest.raises(ImageError, match=r"upper eight are read: can't have the range 0:4095"):
+        to_image(full, (0.0, 4095.0))
+    [remark] = told(deep_colour_png(SHADES // 16, 2, 3))
+    assert "dark" in remark
