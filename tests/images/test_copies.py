@@ -112,13 +112,11 @@ def test_pairs_are_found_as_by_comparing_each_with_each(count: int, sides: tuple
     images = torch.randint(0, 256, (count, 1, *sides), dtype=torch.uint8)
     images = torch.cat([images, (images.float() * 0.97).to(torch.uint8)])
     sketches = Sketches.of(images)
-    from liftmap.images.copies import _pairs_within
+    from liftmap.images.copies import pairs_within
 
     rows, columns = near_pairs(sketches, sketches)
     slow = {tuple(sorted(p)) for p in zip(rows.tolist(), columns.tolist(), strict=True)}
-    found = [
-        p for a, b in _pairs_within(sketches) for p in zip(a.tolist(), b.tolist(), strict=True)
-    ]
+    found = [p for a, b in pairs_within(sketches) for p in zip(a.tolist(), b.tolist(), strict=True)]
     assert len(found) == len(set(map(frozenset, found)))
     assert {tuple(sorted(p)) for p in found} == {(a, b) for a, b in slow if a != b}
 

@@ -80,7 +80,8 @@ def check(
     if odd := found.odd_sizes:
         for id, told in odd.first.items():
             console.print(f"odd size {escape(id)}: {told}", highlight=False, soft_wrap=True)
-    for faults, name in ((found.broken, "broken"), (found.blank, "blank"), (found.copies, "copy")):
+    named = {"broken": found.broken, "blank": found.blank, "copy": found.copies, "near": found.near}
+    for name, faults in named.items():
         for id, told in faults.first.items():
             text = f"{name} {id}: {told}" if told else f"{name} {id}"
             console.print(escape(text), highlight=False, soft_wrap=True)

@@ -102,7 +102,7 @@ def near_pairs(one: Sketches, other: Sketches) -> tuple[Int[Tensor, " p"], Int[T
     return rows[near], columns[near]
 
 
-def _pairs_within(sketches: Sketches) -> Iterator[tuple[Tensor, Tensor]]:
+def pairs_within(sketches: Sketches) -> Iterator[tuple[Tensor, Tensor]]:
     """All pairs of different images that are nearly the same, some at a time.
 
     Sketches of copies have nearly the same length, so that in order of length only those that lie
@@ -223,7 +223,7 @@ class Seen:
         across = held & on_trained[number]
         chosen = torch.from_numpy(np.sort(firsts))  # of exact copies the first stands for all
         near = torch.zeros(len(self), dtype=torch.bool)
-        for one, other in _pairs_within(self.sketches.rows(chosen)):
+        for one, other in pairs_within(self.sketches.rows(chosen)):
             one, other = chosen[one], chosen[other]
             near[one] = near[other] = True
             apart = held[one] != held[other]

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from liftmap.errors import ImageError
+from liftmap.images.copies import Sketches, pairs_within
 from liftmap.images.entry import Source
 from liftmap.images.picture import Decoded, Deep
 from liftmap.images.prepare import Preparation, fingerprint
@@ -45,6 +46,7 @@ class Survey:
     total: how many the source has; None if that isn't known. whole: whether all were looked at.
     kinds: by what they are, as "RGB". sizes: how many have each. first: the first id of a size.
     blank: of one single colour. copies: pixel for pixel, as the model gets them; told of which.
+    near: nearly so, looked for only among all images of a source.
     remarks: by text, how many images have it. pixels: the first prepared images.
     """
 
@@ -59,6 +61,7 @@ class Survey:
     broken: Fault = field(default_factory=Fault)
     blank: Fault = field(default_factory=Fault)
     copies: Fault = field(default_factory=Fault)
+    near: Fault = field(default_factory=Fault)
     remarks: Counter[str] = field(default_factory=Counter)
     pixels: list[UInt8[Tensor, "c h w"]] = field(default_factory=list)
 
@@ -101,6 +104,8 @@ class Survey:
             yield _told(self.blank, "of one colour throughout")
         if self.copies.count:
             yield _told(self.copies, "exact copies, as the model sees them")
+        if self.near.count:
+            yield _told(self.near, "near copies, as if compressed again, resized or brighter")
 
     def _what(self) -> str:
         count = "images" if self.total is None else f"{self.total} images"
@@ -178,6 +183,7 @@ def survey(
     """
     found = Survey(source.count(), preparation, source.tally)
     seen: dict[int, str] = {}
+    sketches: dict[str, Sketches] = {}
     begun, found.whole = time.monotonic(), True
     for entry in source:
         late = seconds is not None and time.monotonic() - begun > seconds
@@ -195,16 +201,34 @@ def survey(
         found.sizes[decoded.size] += 1
         found.first.setdefault(decoded.size, entry.id)
         found.remarks.update(remarks)
-        _note_faults(found, seen, entry.id, pixels)
+        if _note_faults(found, seen, entry.id, pixels) and most is None:
+            sketches[entry.id] = Sketches.of(pixels[None])
         on_image(found.looked)
     if found.whole:
         found.total = found.looked
+        _note_near(found, sketches)
     return found
+
+
+def _note_near(found: Survey, sketches: dict[str, Sketches]) -> None:
+    """Each image that is nearly an earlier one, once."""
+    if len(sketches) < 2:
+        return
+    ids = list(sketches)
+    all_of_them = Sketches(*(torch.cat(part) for part in zip(*sketches.values(), strict=True)))
+    first: dict[int, int] = {}
+    for one, other in pairs_within(all_of_them):
+        for a, b in zip(one.tolist(), other.tolist(), strict=True):
+            late, early = max(a, b), min(a, b)
+            first[late] = min(early, first.get(late, early))
+    for late, early in sorted(first.items()):
+        found.near.add(ids[late], f"of {ids[early]}")
 
 
 def _note_faults(
     found: Survey, seen: dict[int, str], id: str, pixels: UInt8[Tensor, "c h w"]
-) -> None:
+) -> bool:
+    """Count what is wrong with an image; whether it is like no other so far."""
     first = seen.setdefault(fingerprint(pixels), id)
     blank = bool((pixels == pixels[:, :1, :1]).all())
     if blank:
@@ -213,6 +237,7 @@ def _note_faults(
         found.copies.add(id, f"of {first}")
     if len(found.pixels) < KEPT:
         found.pixels.append(pixels)
+    return first == id and not blank
 
 
 def _kind(picture: Decoded) -> str:
