@@ -165,7 +165,7 @@ def test_images_that_changed_since_are_scored_anew(
 
 
 def without_stamps(source: Source) -> Source:
-    return Stream(source.name, lambda: (Entry(e.id, e.load) for e in source))
+    return Stream(source.name, lambda tally: (Entry(e.id, e.load) for e in source))
 
 
 def test_images_that_kept_their_stamp_are_not_read_again(tmp_path: Path, images: Source) -> None:
@@ -175,7 +175,9 @@ def test_images_that_kept_their_stamp_are_not_read_again(tmp_path: Path, images:
         loaded.append(entry.id)
         return entry.load()
 
-    counting = Stream(images.name, lambda: (Entry(e.id, partial(load, e), e.stamp) for e in images))
+    counting = Stream(
+        images.name, lambda tally: (Entry(e.id, partial(load, e), e.stamp) for e in images)
+    )
     with pytest.raises(Killed):
         score_source(detector(), counting, tmp_path / "s.csv", on_batch=kill_after(2))  # type: ignore[arg-type]
     loaded.clear()

@@ -153,7 +153,9 @@ def test_parts_of_a_listing_without_stamps_are_dropped(tmp_path: Path) -> None:
 def test_published_sets_are_known_by_their_names_ids_and_order(tmp_path: Path) -> None:
     """They have no stamps."""
     ids, output = [str(i) for i in range(22)], tmp_path / "r"
-    source = Stream("torchvision:X:test", lambda: iter([Entry(id, lambda: None) for id in ids]))  # type: ignore[arg-type,return-value]
+    source = Stream(
+        "torchvision:X:test", lambda tally: iter([Entry(id, lambda: None) for id in ids])
+    )  # type: ignore[arg-type,return-value]
     listed(source, output)
     write_parts(output)
     assert listed(source, output) == (5, 22, None)

@@ -110,7 +110,7 @@ def stamped(name: str, values: list[int], stamps: list[str | None]) -> Source:
     def entry(i: int) -> Entry:
         return Entry(str(i), lambda: Image.new("L", (4, 4), values[i]), stamps[i])
 
-    return Stream(name, lambda: map(entry, range(len(values))), lambda: len(values))
+    return Stream(name, lambda tally: map(entry, range(len(values))), lambda: len(values))
 
 
 def test_a_source_of_any_other_kind_goes_by_its_pixels() -> None:
@@ -133,7 +133,7 @@ def test_published_sets_go_by_their_names() -> None:
 
 def test_keys_of_files_stay_as_they_were(tmp_path: Path) -> None:
     """The committed cells are found by them."""
-    np.save(tmp_path / "x.npy", np.zeros((3, 4, 4), np.uint8))
+    np.save(tmp_path / "x.npy", np.zeros((3, 5, 5), np.uint8))
     sha = hashlib.sha256((tmp_path / "x.npy").read_bytes()).hexdigest()
     assert data_key(open_source(tmp_path / "x.npy")) == ["x.npy", 3, sha]
     assert data_key(open_source(f"{tmp_path}/x.npy[1:]")) == ["x.npy[1:]", 2, sha]

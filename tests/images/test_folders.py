@@ -203,3 +203,14 @@ def test_a_stamp_changes_with_the_file(tmp_path: Path) -> None:
     os.utime(tmp_path / "a.png", ns=(1, 1))
     [after] = open_source(tmp_path)
     assert after.stamp != before.stamp
+
+
+def test_the_tally_is_of_the_last_walk_to_the_end(tmp_path: Path) -> None:
+    saved(tmp_path, "a.png", "b.png", ".c.png")
+    source = open_source(tmp_path)
+    next(iter(source))
+    assert not list(source.tally.lines())
+    assert ids(source) == ["a.png", "b.png"]
+    next(iter(source))
+    assert source.tally.hidden == 1
+    assert ids(open_source(f"{tmp_path}[1:]")) == ["b.png"]

@@ -85,7 +85,6 @@ def check(
         for id, told in faults.first.items():
             text = f"{name} {id}: {told}" if told else f"{name} {id}"
             console.print(escape(text), highlight=False, soft_wrap=True)
-    say_what_was_passed_over(opened)
     if detector is not None and found.pixels:
         from liftmap.evaluation.speed import seconds_an_image
 
@@ -127,29 +126,37 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def say_what_was_passed_over(source: "Source", to: Console | None = None) -> None:
-    """One line a kind of what the walk through a source did not take."""
-    for line in source.tally.lines():
-        (to or console).print(f"[yellow]note[/] {escape(line)}", highlight=False, soft_wrap=True)
+def check_looked_at(
+    source: "Source",
+    looked: int | None = None,
+    skipped: int = 0,
+    most_skipped: float = 1.0,
+    *,
+    to: Console | None = None,
+) -> None:
+    """Say what a walk through a source passed over; exit if that was too much.
 
-
-def check_looked_at(source: "Source", looked: int, skipped: int, most_skipped: float) -> None:
-    """Exit with NOT_LOOKED_AT if too many images could not be looked at, or a folder.
+    Args:
+        looked: images that could be used, if they were counted.
 
     Raises:
-        typer.Exit: it says why.
+        typer.Exit: with NOT_LOOKED_AT, when too many images could not be used, or a folder not be
+            listed; it says why.
     """
+    for line in source.tally.lines():
+        (to or console).print(f"[yellow]note[/] {escape(line)}", highlight=False, soft_wrap=True)
     why = []
-    if not looked:
+    if looked == 0:
         why.append(f"none of {skipped} images could be used: nothing was checked")
-    elif skipped > most_skipped * (looked + skipped):
-        share = skipped / (looked + skipped)
+    elif looked and skipped > most_skipped * (looked + skipped):
         why.append(
-            f"{share:.1%} of the images could not be used; --most-skipped {most_skipped:g} allows "
-            f"{most_skipped:.0%}"
+            f"{skipped / (looked + skipped):.1%} of the images could not be used; --most-skipped "
+            f"{most_skipped:g} allows {most_skipped:.0%}"
         )
-    if source.tally.unlisted:
-        why.append(f"{len(source.tally.unlisted)} folders could not be listed")
+    if folders := len(source.tally.unlisted):
+        why.append(f"{folders} folder{'s' * (folders > 1)} could not be listed")
     if why:
-        complaints.print(f"[bold red]incomplete:[/] {escape('; '.join(why))}", highlight=False)
+        complaints.print(
+            f"[bold red]incomplete:[/] {escape('; '.join(why))}", highlight=False, soft_wrap=True
+        )
         raise typer.Exit(NOT_LOOKED_AT)

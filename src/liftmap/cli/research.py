@@ -32,7 +32,7 @@ from liftmap.cli.base import (
     method_of,
     open_images,
 )
-from liftmap.cli.check import look_first, say_what_was_passed_over
+from liftmap.cli.check import check_looked_at, look_first
 
 if TYPE_CHECKING:
     pass
@@ -98,10 +98,10 @@ def evaluate(
         progress=lambda source: ScoreProgress(console, source.count(), source.name),
         engine=Engine(engine, address, workers, gpus_per_worker),
     )
-    for source in sources:
-        say_what_was_passed_over(source)
     console.print(evaluation_table(records))
     console.print(f"written: {output}/evaluation.json, roc.png, histogram.png, scores-*")
+    for source in sources:
+        check_looked_at(source)
 
 
 def benchmark(

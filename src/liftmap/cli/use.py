@@ -40,7 +40,7 @@ from liftmap.cli.base import (
     report_on,
     size_of,
 )
-from liftmap.cli.check import check_looked_at, look_first, say_what_was_passed_over
+from liftmap.cli.check import check_looked_at, look_first
 from liftmap.errors import ImageError, SettingsError
 
 if TYPE_CHECKING:
@@ -124,10 +124,10 @@ def train(
             method=method_of(method, None, None, distance),
         )
     if is_main_process():
-        say_what_was_passed_over(opened)
         print_about(detector.model)
         options = {"method": None if method == "fast" else method, "distance": distance}
         console.print(escape(_next_command(output, options)), soft_wrap=True)
+        check_looked_at(opened)
 
 
 def _next_command(model: Path, options: dict[str, str | None]) -> str:
@@ -175,8 +175,8 @@ def calibrate(
     scoring = Engine(engine, address, workers, gpus_per_worker)
     with ScoreProgress(console, opened.count()) as on_batch:
         calibrate_folder(detector, opened, Path(model), engine=scoring, on_batch=on_batch)
-    say_what_was_passed_over(opened)
     print_about(detector.model)
+    check_looked_at(opened)
 
 
 def score(
@@ -243,10 +243,9 @@ def score(
     with ScoreProgress(told, opened.count()) as on_batch:
         summary = scoring.score(detector, opened, output, to, on_batch, false_alarms=false_alarms)
     _print_summary(summary, output, None if uncalibrated else false_alarms, as_json=as_json)
-    say_what_was_passed_over(opened, told)
     if report:
         report_on(output, detector, opened, report, false_alarms, opened.name)
-    check_looked_at(opened, summary.scored, summary.skipped, most_skipped)
+    check_looked_at(opened, summary.scored, summary.skipped, most_skipped, to=told)
     if fail_if_flagged is not None and summary.flagged > fail_if_flagged * summary.scored:
         raise typer.Exit(3)
 

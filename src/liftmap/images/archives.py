@@ -38,14 +38,13 @@ MOST_LINK = 4096  # bytes of a link's target
 
 def zip_source(request: Request) -> Stream:
     """The images in a .zip, in its own order; ids are member names."""
-    path, tally = Path(request.spec), Tally()
+    path = Path(request.spec)
     with reading(path, "a zip archive"), zipfile.ZipFile(path):
         pass
     return Stream(
         request.spec,
-        lambda: _zip_entries(path, request, tally),
+        lambda tally: _zip_entries(path, request, tally),
         lambda: _count_zip(path, request),
-        tally=tally,
         ids_repeat=True,
     )
 
@@ -107,13 +106,12 @@ def tar_source(request: Request) -> Stream:
 
     Links within the archive come after all else, since what they lead to may come later.
     """
-    path, tally = Path(request.spec), Tally()
+    path = Path(request.spec)
     with reading(path, "a tar archive"), tarfile.open(path, tarinfo=_Member):
         pass
     return Stream(
         request.spec,
-        lambda: _tar_entries(path, request, tally),
-        tally=tally,
+        lambda tally: _tar_entries(path, request, tally),
         ids_repeat=True,
     )
 

@@ -85,7 +85,7 @@ def _array_stream(request: Request, opened: OpenFile, stamp: str | None) -> Stre
     extent = cache(lambda: _extent(name, header, opened))  # by a walk of its own, once
     return Stream(
         name,
-        lambda: _rows(name, header, opened, extent, stamp),
+        lambda tally: _rows(name, header, opened, extent, stamp),
         lambda: header.count,
     )
 
@@ -169,7 +169,7 @@ def idx_source(request: Request) -> Stream:
     """The images of an IDX file, plain or compressed, as MNIST and its kin are published."""
     path = Path(request.spec)
     count = _idx_header(path)[0]
-    return Stream(request.spec, lambda: _idx_rows(path), lambda: count)
+    return Stream(request.spec, lambda tally: _idx_rows(path), lambda: count)
 
 
 def _open_idx(path: Path) -> Any:

@@ -16,7 +16,7 @@ def torchvision_source(request: Request) -> Stream:
     data = open_torchvision(request)
     return Stream(
         request.spec,
-        lambda: (Entry(str(i), partial(_item, data, i)) for i in range(len(data))),
+        lambda tally: (Entry(str(i), partial(_item, data, i)) for i in range(len(data))),
         lambda: len(data),
     )
 
@@ -81,7 +81,7 @@ def hub_source(request: Request) -> Stream:
     if column is None:
         raise SourceError(f"{request.spec}: no image column among {list(features)}")
     plain = data.cast_column(column, datasets.Image(decode=False))
-    return Stream(request.spec, lambda: _hub_rows(plain, column))
+    return Stream(request.spec, lambda tally: _hub_rows(plain, column))
 
 
 def _hub_rows(data: Any, column: str) -> Iterator[Entry]:

@@ -64,7 +64,7 @@ class Source(Protocol):
 
     @property
     def tally(self) -> Tally:
-        """What the last walk passed over."""
+        """What was passed over by the last walk that came to the end."""
 
     def __iter__(self) -> Iterator[Entry]:
         """The images, one by one; raises SourceError when there are none."""
@@ -89,26 +89,27 @@ class Request:
 class Stream:
     """A source made of functions.
 
-    entries: gives the images of a walk, and notes in `tally` what it passes over.
+    entries: gives the images of a walk, and notes in its tally what it passes over.
     find: gives the image of an id, for sources that can do so without walking to it.
     reopen: opens it again, also in another process. ids_repeat: whether they may; then all but the
     first of an id get a number.
     """
 
     name: str
-    entries: Callable[[], Iterator[Entry]]
+    entries: Callable[[Tally], Iterator[Entry]]
     counter: Callable[[], int | None] = lambda: None
     find: Callable[[str], Entry] | None = None
     reopen: "Callable[[], Source] | None" = None
-    tally: Tally = field(default_factory=Tally, compare=False)
+    tally: Tally = field(default_factory=Tally, compare=False)  # of the last walk to the end
     ids_repeat: bool = False
 
     def __iter__(self) -> Iterator[Entry]:
-        self.tally.clear()
-        entries, first = self.entries(), True
-        for entry in _unique(entries, self.tally) if self.ids_repeat else entries:
+        tally, first = Tally(), True
+        entries = self.entries(tally)
+        for entry in _unique(entries, tally) if self.ids_repeat else entries:
             first = False
             yield entry
+        self.tally.become(tally)
         if first:
             raise SourceError(f"{self.name}: no images in it{self.tally.instead()}")
 
@@ -144,11 +145,15 @@ def part(source: Source, start: int, stop: int | None, *, name: str) -> Stream:
     ends = [end for end in (total, stop) if end is not None]
     return Stream(
         name,
-        lambda: islice(iter(source), start, stop),
+        lambda tally: _slice(source, start, stop, tally),
         lambda: max(0, min(ends) - start) if ends else None,
         reopen=getattr(source, "reopen", None),
-        tally=source.tally,
     )
+
+
+def _slice(source: Source, start: int, stop: int | None, tally: Tally) -> Iterator[Entry]:
+    yield from islice(iter(source), start, stop)
+    tally.add(source.tally)  # if it was walked to its end
 
 
 def readable(

@@ -28,13 +28,11 @@ def folder_source(request: Request) -> Stream:
     if first is None:
         empty = "" if tally.instead() else ": the folder is empty"
         raise SourceError(f"{root}: no images in it{tally.instead()}{empty}")
-    kept = Tally()
     return Stream(
         request.spec,
-        lambda: _entries(root, request, kept),
+        lambda tally: _entries(root, request, tally),
         lambda: sum(1 for _ in _entries(root, request, Tally())),
         find=lambda id: Entry(id, partial(_load_below, root, id, request.most_pixels)),
-        tally=kept,
     )
 
 
@@ -42,7 +40,7 @@ def image_source(request: Request) -> Stream:
     """A single image file."""
     path = Path(request.spec)
     entry = file_entry(path, printable(path.name), request.most_pixels)
-    return Stream(request.spec, lambda: iter([entry]), lambda: 1)
+    return Stream(request.spec, lambda tally: iter([entry]), lambda: 1)
 
 
 def file_entry(path: Path, id: str, most_pixels: int = MOST_PIXELS) -> Entry:

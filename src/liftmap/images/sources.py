@@ -198,9 +198,8 @@ def _open_folder(request: Request) -> Stream:
 
 def _joined(name: str, sources: Sequence[tuple[str, Stream]]) -> Stream:
     """Several sources, one after the other; ids begin with what each is called."""
-    tally = Tally()
 
-    def entries() -> Iterator[Entry]:
+    def entries(tally: Tally) -> Iterator[Entry]:
         for called, source in sources:
             for entry in source:
                 yield entry._replace(id=_below(called, entry.id))
@@ -210,7 +209,7 @@ def _joined(name: str, sources: Sequence[tuple[str, Stream]]) -> Stream:
         counts = [source.count() for _, source in sources]
         return None if None in counts else sum(n for n in counts if n is not None)
 
-    return Stream(name, entries, count, tally=tally, ids_repeat=True)
+    return Stream(name, entries, count, ids_repeat=True)
 
 
 def _below(called: str, id: str) -> str:
@@ -234,9 +233,8 @@ def _list_source(request: Request) -> Stream:
 
 def _lazily(name: str, specs: Sequence[str], request: Request) -> Stream:
     """Sources that are opened as the walk comes to them, since there may be very many."""
-    tally = Tally()
 
-    def entries() -> Iterator[Entry]:
+    def entries(tally: Tally) -> Iterator[Entry]:
         for spec in specs:
             if is_meant(spec) and Path(spec).is_file():
                 yield folders.file_entry(Path(spec), printable(spec), request.most_pixels)
@@ -254,4 +252,4 @@ def _lazily(name: str, specs: Sequence[str], request: Request) -> Stream:
         alone = all(is_meant(spec) and Path(spec).is_file() for spec in specs)
         return len(specs) if alone else None
 
-    return Stream(name, entries, count, tally=tally, ids_repeat=True)
+    return Stream(name, entries, count, ids_repeat=True)

@@ -30,7 +30,7 @@ def parquet_source(request: Request) -> Stream:
     """
     import pyarrow.parquet as pq
 
-    path, tally = Path(request.spec), Tally()
+    path = Path(request.spec)
     with reading(path, "Parquet"), pq.ParquetFile(path) as file:
         schema, count = file.schema_arrow, file.metadata.num_rows
         column = request.column or _image_column(schema)
@@ -42,9 +42,8 @@ def parquet_source(request: Request) -> Stream:
     has_id = "id" in schema.names and column != "id"
     return Stream(
         f"{request.spec}:{column}" if request.column else request.spec,
-        lambda: _rows(path, column, has_id, request, tally),
+        lambda tally: _rows(path, column, has_id, request, tally),
         lambda: count,
-        tally=tally,
         ids_repeat=has_id,
     )
 

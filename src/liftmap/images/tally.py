@@ -26,11 +26,12 @@ class Tally:
     renamed: int = 0
     notes: Counter[str] = field(default_factory=Counter)
 
-    def clear(self) -> None:
-        """Begin a new walk."""
+    def become(self, other: "Tally") -> None:
+        """Say what the other says."""
         self.hidden = self.renamed = 0
         for counts in (self.endings, self.containers, self.unlisted, self.notes):
             counts.clear()
+        self.add(other)
 
     def add(self, other: "Tally") -> None:
         """Take what another walk passed over into account."""

@@ -21,13 +21,12 @@ def url_source(request: Request) -> Stream:
     Raises:
         SourceError: the address can't be used, or nothing is there.
     """
-    spec, tally = request.spec, Tally()
+    spec = request.spec
     _open(spec)
     return Stream(
         spec,
-        lambda: _entries(request, tally),
+        lambda tally: _entries(request, tally),
         find=lambda id: Entry(id, partial(_load, spec, raw_name(id), request.most_pixels)),
-        tally=tally,
     )
 
 
