@@ -24,8 +24,8 @@ from liftmap.errors import OutputError, SettingsError
 from liftmap.files import held
 from liftmap.images.copies import Seen
 from liftmap.images.entry import Source, take
-from liftmap.images.picture import range_text
 from liftmap.images.prepare import Preparation
+from liftmap.images.ranges import range_text
 from liftmap.images.store import HoldOut, PreparedImages, store_with_range
 from liftmap.model import Initial, Model, Training
 from liftmap.recipe import IMAGES, RECIPE, STATE, as_begun, check_same, claim, found_range, run_of

@@ -11,8 +11,9 @@ from PIL import Image
 
 from liftmap.errors import ImageError
 from liftmap.images.decode import decode
-from liftmap.images.picture import Deep, likely_range, remarks_of
+from liftmap.images.picture import Deep, remarks_of
 from liftmap.images.prepare import Preparation, as_list, to_image
+from liftmap.images.ranges import likely_range
 
 SHADES = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
 

@@ -34,6 +34,7 @@ EXTENDED = (
 )
 MOST_HEADER = 2**20
 MOST_LINK = 4096  # bytes of a link's target
+READ = 2**20  # bytes at once
 
 
 def zip_source(request: Request) -> Stream:
@@ -72,12 +73,12 @@ def _zip_head(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 def _zip_entries(path: Path, request: Request, tally: Tally) -> Iterator[Entry]:
     with reading(path, "a zip archive"), zipfile.ZipFile(path) as archive:
         for member in _zip_members(archive, request, tally):
-            stamp = f"{member.CRC:08x} {member.file_size}"
             try:
                 meant = _zip_target(archive, member)
             except ImageError as error:
                 yield refused(printable(member.filename), str(error))
                 continue
+            stamp = f"{meant.CRC:08x} {meant.file_size}"
             yield _entry(
                 member.filename, meant.file_size, partial(archive.read, meant), request, stamp
             )
@@ -118,7 +119,7 @@ def tar_source(request: Request) -> Stream:
 
 def _tar_entries(path: Path, request: Request, tally: Tally) -> Iterator[Entry]:
     links: dict[str, str] = {}
-    for archive, member in _tar_members(path):
+    for archive, member in _tar_members(path, tally):
         if member.isdir() or _hides(member.name, request, tally):
             continue
         if member.issym() or member.islnk():
@@ -133,7 +134,7 @@ def _tar_entries(path: Path, request: Request, tally: Tally) -> Iterator[Entry]:
         yield from _tar_links(path, request, links, tally)
 
 
-def _tar_members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def _tar_members(path: Path, tally: Tally) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     with (
         reading(path, "a tar archive"),
         tarfile.open(path, "r:*", tarinfo=_Member) as archive,
@@ -141,6 +142,22 @@ def _tar_members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]
         for member in archive:
             yield archive, member
             archive.members = []  # type: ignore[attr-defined]  # it keeps all it has seen
+        if reason := _not_looked_at(archive):
+            tally.unlisted[printable(path.name)] = reason
+
+
+def _not_looked_at(archive: tarfile.TarFile) -> str | None:
+    """Why there may be more members than were found: tarfile ends at the first broken header."""
+    file: Any = archive.fileobj
+    file.seek(archive.offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        return "it has no end, so that it may be cut off"
+    while block:
+        if block.strip(b"\0"):
+            return "data after its end, or a broken header in its midst"
+        block = file.read(READ)
+    return None
 
 
 def _tarred(
@@ -173,7 +190,7 @@ def _tar_links(
     ends: dict[str, list[str]] = {}
     for name in links:
         ends.setdefault(_end_of(name, links), []).append(name)
-    for archive, member in _tar_members(path):
+    for archive, member in _tar_members(path, Tally()):
         if member.isfile():
             for name in ends.pop(posixpath.normpath(member.name), ()):
                 yield from _tarred(name, archive, member, request, tally)

@@ -20,6 +20,7 @@ from liftmap.images.entry import Entry, Request, Stream, reading, stamp_of
 from liftmap.images.picture import Decoded, of_array
 
 IDX_IMAGES = 2051  # magic number of an unsigned-byte array with three axes (LeCun's IDX format)
+FLAT = 8  # times as wide as high: no two axes of an image
 BLOCK = 2**20  # values that are looked at together, for an array's range
 
 
@@ -99,6 +100,11 @@ def _header(name: str, file: Any) -> _Header:
     shape, by_column, dtype = read[np.lib.format.read_magic(file)](file)
     if dtype.hasobject:
         raise SourceError(f"{name} holds Python objects: need uint8 images; pickles are not read")
+    if len(shape) == 2 and max(shape) > FLAT * min(shape):
+        raise SourceError(
+            f"{name} holds {shape[0]}x{shape[1]} values: one image of such sides, or the pixels of "
+            "many in a row? Save it as (n, h, w)"
+        )
     if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 2, 3, 4)):
         shape = (1, *shape)  # one image: rows of two or three pixels are nobody's images
     fits = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 2, 3, 4))

@@ -12,16 +12,13 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from liftmap.errors import ImageError, MissingExtraError
-from liftmap.images.kinds import CONVERT, DEVELOP, HEAD, IMAGES, UNREAD, ending, kind_of
-from liftmap.images.picture import Decoded, check_sides, plain, remarked, upper_bits
+from liftmap.images.kinds import CONVERT, HEAD, IMAGES, UNREAD, ending, kind_of
+from liftmap.images.picture import Decoded, check_sides, remarked
+from liftmap.images.quirks import loaded
 
 # what may be decoded, whatever a file is called: some of Pillow's other formats start programs
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "HEIF")
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # Pillow's limit: 89 million
-# TIFF tags: TIFF 6.0, and DNGVersion of DNG 1.7
-_SUBFILE, _BITS, _DNG = 254, 258, 50706
-_DEEP_COLOUR = ("RGB;16B", "RGBA;16B", "LA;16B")  # Pillow's names of what PNG holds
-_GREYS = {"1": 255, "L;2": 85, "L;4": 17}  # what Pillow multiplies PNG's shallow grey by
 FIRST_FRAME = "several frames or pages in one file: the first alone is looked at"
 
 
@@ -55,7 +52,9 @@ def _decode(stream: io.BufferedIOBase, most_pixels: int) -> Decoded:
     try:
         with _limited(most_pixels), _opened(stream) as image:
             _check_size(image, most_pixels)
-            return _loaded(image)
+            several = getattr(image, "n_frames", 1) > 1 and image.format not in ("MPO", "JPEG")
+            found = loaded(image, stream)
+            return remarked(found, FIRST_FRAME) if several else found
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -131,41 +130,3 @@ def _too_many(what: str, most: int) -> str:
         f"too many pixels, which may be an attack ({what}; at most {most}): where you trust the "
         "file, allow more with --most-pixels"
     )
-
-
-def _loaded(image: ImageFile) -> Decoded:
-    several = getattr(image, "n_frames", 1) > 1 and image.format not in ("MPO", "JPEG")
-    if image.format == "TIFF":
-        _refuse_preview(image)
-    upper = _is_deep_colour(image)
-    _scale_transparent(image)
-    image.load()
-    found = upper_bits(plain(image)) if upper else plain(image)
-    return remarked(found, FIRST_FRAME) if several else found
-
-
-def _refuse_preview(image: Image.Image) -> None:
-    """Camera raw files look like TIFF, and begin with a small picture for viewers."""
-    tags: dict[int, Any] = getattr(image, "tag_v2", {})
-    if _DNG in tags or tags.get(_SUBFILE, 0) & 1:
-        raise ImageError(f"it begins with a preview of another picture, as raw data do: {DEVELOP}")
-
-
-def _is_deep_colour(image: ImageFile) -> bool:
-    """Whether a file has sixteen bits a channel, of which Pillow keeps the upper eight."""
-    if image.format == "PNG":
-        return any(str(tile[3]) in _DEEP_COLOUR for tile in image.tile)
-    bits: tuple[int, ...] = getattr(image, "tag_v2", {}).get(_BITS, ())
-    return image.format == "TIFF" and image.mode != "I;16" and 16 in bits
-
-
-def _scale_transparent(image: ImageFile) -> None:
-    """PNG counts a transparent colour in the file's bits, Pillow compares it with eight."""
-    clear = image.info.get("transparency")
-    if image.format != "PNG" or not image.tile:
-        return
-    bits = str(image.tile[0][3])
-    if isinstance(clear, int) and image.mode in ("1", "L"):
-        image.info["transparency"] = clear * _GREYS.get(bits, 1)
-    elif isinstance(clear, tuple) and bits in _DEEP_COLOUR:
-        image.info["transparency"] = tuple(shade >> 8 for shade in clear)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from liftmap.errors import ImageError, SourceError
 from liftmap.images.decode import MOST_PIXELS
-from liftmap.images.picture import Decoded, ValueRange, eight_bits
+from liftmap.images.picture import Decoded, ValueRange
+from liftmap.images.ranges import eight_bits
 from liftmap.images.tally import Tally
 
 # of an image inside an archive or an object store, uncompressed: a larger one is not read

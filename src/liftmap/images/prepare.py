@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from math import isfinite
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,22 +18,25 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from liftmap.errors import ImageError, SettingsError
-from liftmap.images.decode import decode
+from liftmap.images.decode import FIRST_FRAME, decode
 from liftmap.images.entry import Entry
 from liftmap.images.picture import (
     MIN_SIDE,
     Decoded,
     Deep,
     ValueRange,
-    eight_bits,
     of_array,
     plain,
+    remarked,
     remarks_of,
 )
+from liftmap.images.ranges import eight_bits
 
 FITS = ("stretch", "crop", "pad")
 
-Picture = Decoded | np.ndarray | Tensor | str | Path | bytes
+_ALONE = (Tensor, np.ndarray, str, Path, bytes, bytearray, memoryview, Image.Image, Deep)
+
+Picture = Decoded | np.ndarray | Tensor | str | Path | bytes | bytearray | memoryview | IO[bytes]
 
 
 class Prepared(NamedTuple):
@@ -166,36 +169,68 @@ def decoded(picture: Picture) -> Decoded:
     if isinstance(picture, Deep):
         return picture
     if isinstance(picture, Image.Image):
-        return plain(picture)
+        return _of_pillow(picture)
     if isinstance(picture, Tensor):
         if picture.ndim != 3:
             raise ImageError(f"tensor of shape {tuple(picture.shape)}: need (channels, h, w)")
-        return of_array(_as_array(picture.permute(1, 2, 0)))
+        return of_array(_as_array(picture, (1, 2, 0)))
+    if isinstance(picture, np.ma.MaskedArray):
+        raise ImageError("a masked array: fill what is masked, with filled()")
     if isinstance(picture, np.ndarray):
         return of_array(picture)
+    return decode(_encoded(picture))
+
+
+def _encoded(picture: object) -> bytes | str | Path:
+    """The bytes of an image's file, or its path."""
     if isinstance(picture, bytes | str | Path):
-        return decode(picture)
+        return picture
+    if isinstance(picture, bytearray | memoryview):
+        return bytes(picture)
+    if hasattr(picture, "read") and isinstance(data := picture.read(), bytes):
+        return data
     raise ImageError(
         f"a {type(picture).__name__} is no picture: need a Pillow image, array, tensor, path, bytes"
     )
 
 
 def as_list(pictures: Picture | Iterable[Picture]) -> list[Picture]:
-    """One or many pictures as a list; a 4-D array or tensor is a batch."""
-    if isinstance(pictures, Tensor) and pictures.ndim == 4:
-        return _rows(_as_array(pictures.movedim(1, 3)))
-    if isinstance(pictures, np.ndarray):
-        return _rows(pictures) if pictures.ndim == 4 else [pictures]
-    if isinstance(pictures, Tensor):
-        return [pictures]
-    if isinstance(pictures, str | Path | bytes | Image.Image | Deep):
-        return [pictures]
-    return list(pictures)
+    """One or many pictures as a list; a 4-D array or tensor is a batch.
+
+    Raises:
+        SettingsError: there are none.
+    """
+    given: Any = pictures
+    if isinstance(given, Tensor) and given.ndim == 4:
+        found = _rows(_as_array(given, (0, 2, 3, 1)))
+    elif isinstance(given, np.ndarray) and given.ndim == 4:
+        found = _rows(given)
+    elif isinstance(given, _ALONE) or hasattr(given, "read") or not isinstance(given, Iterable):
+        found = [given]  # what is no picture is refused by name when it is read
+    else:
+        found = list(given)
+    if not found:
+        raise SettingsError("0 images: need at least one")
+    return found
 
 
-def _as_array(values: Tensor) -> np.ndarray:
-    values = values.detach().cpu()
-    array: np.ndarray = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+def _of_pillow(image: Image.Image) -> Decoded:
+    try:
+        several = getattr(image, "n_frames", 1) > 1 and image.format not in ("MPO", "JPEG")
+        return remarked(plain(image), FIRST_FRAME) if several else plain(image)
+    except ImageError:
+        raise
+    except Exception as error:  # it may not be decoded yet, or be closed
+        raise ImageError(f"can't be decoded ({error})") from error
+
+
+def _as_array(values: Tensor, order: tuple[int, ...]) -> np.ndarray:
+    """A tensor's values with its axes in that order."""
+    try:
+        values = values.detach().cpu().permute(order)
+        array: np.ndarray = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise ImageError(f"tensor of {values.dtype}: need plain numbers ({error})") from error
     return array
 
 

@@ -240,13 +240,14 @@ def _lazily(name: str, specs: Sequence[str], request: Request) -> Stream:
                 yield folders.file_entry(Path(spec), printable(spec), request.most_pixels)
                 continue
             try:
+                if spec.startswith("@") and not Path(spec).exists():
+                    raise SourceError(f"{spec}: a list in a list is not followed")
                 source = _open(replace(request, spec=spec))
+                for entry in source:
+                    yield entry._replace(id=_below(spec, entry.id))
+                tally.add(source.tally)
             except SourceError as error:
                 yield refused(printable(spec), str(error))
-                continue
-            for entry in source:
-                yield entry._replace(id=_below(spec, entry.id))
-            tally.add(source.tally)
 
     def count() -> int | None:
         alone = all(is_meant(spec) and Path(spec).is_file() for spec in specs)

@@ -20,8 +20,9 @@ from liftmap.errors import ImageError, SettingsError, SourceError
 from liftmap.files import atomic_path
 from liftmap.images.entry import Source
 from liftmap.images.groups import check_group_by, draw, joined, named_groups
-from liftmap.images.picture import Deep, ValueRange, likely_range
+from liftmap.images.picture import Deep, ValueRange
 from liftmap.images.prepare import Preparation, fingerprint, to_model_range
+from liftmap.images.ranges import likely_range
 
 
 class Groups(NamedTuple):

@@ -92,7 +92,7 @@ def _holds_both(kind: Any) -> bool:
 def _holds_bytes(kind: Any) -> bool:
     import pyarrow as pa
 
-    types = pa.types
+    types, kind = pa.types, getattr(kind, "value_type", kind)  # of a dictionary
     fixed, view = types.is_fixed_size_binary(kind), types.is_binary_view(kind)
     return bool(types.is_binary(kind) or types.is_large_binary(kind) or fixed or view)
 
@@ -100,7 +100,7 @@ def _holds_bytes(kind: Any) -> bool:
 def _holds_text(kind: Any) -> bool:
     import pyarrow as pa
 
-    types = pa.types
+    types, kind = pa.types, getattr(kind, "value_type", kind)
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 

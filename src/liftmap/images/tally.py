@@ -15,7 +15,8 @@ class Tally:
 
     endings: files that are no images, by the end of their name. containers: those among them that
     are sources of their own. hidden: files and folders that are hidden or left by a system.
-    unlisted: folders that could not be listed, and why. renamed: ids that were there already.
+    unlisted: folders and archives that could not be listed to their end, and why.
+    renamed: ids that were there already.
     notes: further sentences, each with how often it holds.
     """
 
@@ -52,8 +53,8 @@ class Tally:
             return True
         try:
             kind = kind_of(read_head())
-        except Exception:  # archives' decompressors raise errors of their own
-            kind = None
+        except Exception:  # loading says why; archives' decompressors have errors of their own
+            return True
         if kind in IMAGES:
             return True
         counts = self.containers if kind in SOURCES else self.endings
@@ -79,7 +80,7 @@ class Tally:
                 "Thumbs.db, __MACOSX); --hidden takes them"
             )
         for folder, reason in list(self.unlisted.items())[:MOST_NAMED]:
-            yield f"could not be listed: {folder} ({reason}); what is in it was not looked at"
+            yield f"could not be listed: {folder} ({reason}); what else is in it was not looked at"
         if len(self.unlisted) > MOST_NAMED:
             yield f"... and {len(self.unlisted) - MOST_NAMED} folders more"
         if self.renamed:

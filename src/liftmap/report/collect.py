@@ -17,7 +17,7 @@ from PIL import Image
 from liftmap.detector import Detector
 from liftmap.errors import ImageError, SettingsError
 from liftmap.images.entry import Source
-from liftmap.images.picture import eight_bits
+from liftmap.images.ranges import eight_bits
 from liftmap.stages.calibrate import Calibration, largest_flagged
 from liftmap.stages.explanation import Explanation, draw_explanations, in_words
 

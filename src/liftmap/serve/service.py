@@ -142,6 +142,7 @@ class Service:
                 "evidence": found.evidence.tolist(),
                 "distance_map": found.distance_map.tolist(),
                 "map_top": found.map_top,
+                "notes": list(image.remarks),
             }
         )
 
