@@ -160,7 +160,7 @@ def _parted(
             f"{asked} were to be held out, copies that stay together allow {len(kept)}"
         )
     seen = Seen.of(rest, kept)
-    listener.on_note(seen.copies().words)
+    listener.on_note(seen.copies().words(grouped=training.hold_out.group_by is not None))
     listener.on_note(Outlook(method, training.hold_out, total, len(kept)).words)
     return rest, kept, seen
 

@@ -43,7 +43,7 @@ def test_check_names_what_is_wrong_and_writes_nothing(images: Path, model: Path)
     assert told.startswith("16 images: 15 grey, 32x32 to 900x20")
     for line in (
         "broken broken.png: the file is empty",
-        "copy twin.png: of 003.png",
+        "copy twin.png: the same as 003.png",
         "blank blank.png",
         "odd size strip.png: 900x20",
         "no images: 1 .txt",

@@ -1,8 +1,10 @@
 """Members of every kind: read, or named; ids that are unique."""
 
+import gzip
 import io
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +161,61 @@ def test_members_that_are_encrypted_are_named(tmp_path: Path) -> None:
     [entry] = open_source(tmp_path / "z.zip")
     with pytest.raises(ImageError, match="encrypted"):
         entry.load()
+
+
+def whole(names: int = 5) -> bytes:
+    """A tar of members of 1024 bytes each."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for number in range(names):
+            made, data = member(f"{number}.png")
+            archive.addfile(made, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def broken_header(data: bytes) -> bytes:
+    changed = bytearray(data)
+    changed[2 * 1024 + 5] ^= 1
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "reason"),
+    [
+        (lambda data: data[:2048], "it has no end"),
+        (lambda data: data[: 2048 + 100], "it has no end"),
+        (broken_header, "data after its end, or a broken header"),
+        (lambda data: data[:2048] + bytes(512) + data[2048:], "data after its end"),
+        (lambda data: data + whole(2), "data after its end"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_archive_that_was_not_read_to_its_end_is_named(
+    tmp_path: Path, damaged: Callable[[bytes], bytes], reason: str, packed: bool
+) -> None:
+    assert len(png(GREY)) < 512, "a header and a block a member"
+    data = damaged(whole())
+    (tmp_path / "t.tar").write_bytes(gzip.compress(data) if packed else data)
+    source = open_source(tmp_path / "t.tar")
+    assert len(list(source)) in (2, 5)
+    assert reason in source.tally.unlisted["t.tar"]
+
+
+def test_a_whole_archive_has_nothing_to_say(tmp_path: Path) -> None:
+    for name, data in (("a.tar", whole()), ("b.tar", gzip.compress(whole()))):
+        (tmp_path / name).write_bytes(data)
+        source = open_source(tmp_path / name)
+        assert len(list(source)) == 5
+        assert not list(source.tally.lines())
+
+
+def test_a_link_changes_with_its_target(tmp_path: Path) -> None:
+    stamps = []
+    for shade in (1, 2):
+        with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+            link = zipfile.ZipInfo("l.png")
+            link.external_attr = 0o120777 << 16
+            archive.writestr(link, "z.png")
+            archive.writestr("z.png", png(np.full((6, 8), shade, np.uint8)))
+        stamps.append(next(iter(open_source(tmp_path / "z.zip"))).stamp)
+    assert stamps[0] != stamps[1]

@@ -97,13 +97,14 @@ def test_counts_by_side_and_across(tmp_path: Path) -> None:
     seen = Seen.of(stored(tmp_path, trained), stored(tmp_path, held, "held.u8"))
     found = seen.copies()
     assert found == Copies(exact=(2, 2), near=(3, 1), across=1)
-    assert found.words == (
+    assert found.words() == (
         "4 images have an exact copy (2 trained on, 2 held out), 4 images have a near copy (3 "
         "trained on, 1 held out); 1 held-out image is a copy of one trained on, so that more than "
         "the promised rate may be flagged: keep series on one side with --group-by, or leave the "
-        "copies out"
+        "copies out (`liftmap check` names them)"
     )
-    assert Copies((2, 0), (0, 0), 0).words.endswith("; none of them is on both sides")
+    assert "--group-by" not in found.words(grouped=True)
+    assert Copies((2, 0), (0, 0), 0).words().endswith("; none of them is on both sides")
 
 
 @given(count=st.integers(1, 40), sides=st.tuples(st.integers(2, 40), st.integers(2, 40)))

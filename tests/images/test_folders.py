@@ -214,3 +214,26 @@ def test_the_tally_is_of_the_last_walk_to_the_end(tmp_path: Path) -> None:
     next(iter(source))
     assert source.tally.hidden == 1
     assert ids(open_source(f"{tmp_path}[1:]")) == ["b.png"]
+
+
+def test_what_is_wrong_in_a_list_costs_itself_alone(tmp_path: Path) -> None:
+    saved(tmp_path, "d/a.png")
+    (tmp_path / "empty.zip").write_bytes(b"PK\x05\x06" + bytes(18))
+    lines = [
+        f"{tmp_path}/empty.zip",
+        f"{tmp_path}/d[5:9]",
+        f"@{tmp_path}/list.txt",
+        f"{tmp_path}/d",
+    ]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    *wrong, fine = open_source(f"@{tmp_path}/list.txt")
+    assert fine.load().size == (8, 6)
+    for entry, reason in zip(wrong, ("no images", "no images", "a list in a list"), strict=True):
+        with pytest.raises(ImageError, match=reason):
+            entry.load()
+
+
+def test_rows_of_pixels_are_no_image(tmp_path: Path) -> None:
+    np.save(tmp_path / "n.npy", np.zeros((50, 784), np.uint8))
+    with pytest.raises(SourceError, match=r"the pixels of many in a row\? Save it as \(n, h, w\)"):
+        open_source(tmp_path / "n.npy")

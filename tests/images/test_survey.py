@@ -30,8 +30,8 @@ def test_a_survey_counts_what_is_wrong(tmp_path: Path) -> None:
     assert found.kinds == {"RGB": 10, "grey": 1}
     assert found.broken.first == {"broken.png": "the file is empty"}
     assert set(found.blank.first) == {"blank.png", "strip.png"}
-    assert found.copies.first == {"copy.bmp": "of 0.png"}
-    assert found.near.first == {"scene2.png": "of scene.png"}
+    assert found.copies.first == {"copy.bmp": "the same as 0.png"}
+    assert found.near.first == {"scene2.png": "nearly scene.png"}
     assert found.odd_sizes.first == {"strip.png": "600x5"}
 
 
@@ -42,7 +42,7 @@ def test_a_survey_ends_where_it_is_told_to(tmp_path: Path) -> None:
 
 
 def test_what_the_models_size_does_to_them_is_said(tmp_path: Path) -> None:
-    Image.new("RGB", (4000, 3000)).save(tmp_path / "a.png")
+    Image.new("RGB", (4000, 3000), "red").save(tmp_path / "a.png")
 
     def lines(preparation: Preparation) -> str:
         return "\n".join(survey(open_source(tmp_path), preparation).lines())

@@ -74,7 +74,12 @@ def check(
         preparation = detector.preparation
     with CountProgress(complaints, "looking") as on_image:
         total = opened.count() or 0
-        found = survey(opened, preparation, on_image=lambda done: on_image(done, total))
+        found = survey(
+            opened,
+            preparation,
+            training=model is None,
+            on_image=lambda done: on_image(done, total),
+        )
     for line in found.lines():
         console.print(escape(line), highlight=False, soft_wrap=True)
     if odd := found.odd_sizes:
@@ -99,11 +104,12 @@ def look_first(
     *,
     detector: "Detector | None" = None,
     to: Console | None = None,
+    training: bool = False,
 ) -> None:
     """Say what the source's images are, and how long they will take, before the work."""
     from liftmap.images.survey import stacked, survey
 
-    found = survey(source, preparation, most=LOOK_AT, seconds=LOOK_FOR)
+    found = survey(source, preparation, most=LOOK_AT, seconds=LOOK_FOR, training=training)
     shown = to or console
     for line in found.lines():
         shown.print(escape(line), highlight=False, soft_wrap=True)
@@ -123,7 +129,10 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         whole = max(1, round(seconds))
         return f"{whole} second{'s' * (whole > 1)}"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} minute{'s' * (minutes > 1)}"
+    return f"{seconds / 3600:.1f} hours"
 
 
 def check_looked_at(

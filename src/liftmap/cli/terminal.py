@@ -47,8 +47,9 @@ def summary_lines(summary: Summary, output: Path, false_alarms: float | None) ->
         yield "the oddest:"
         for score, id, p_value in summary.oddest:
             yield f"  {escape(id)}  score {score:.3f}, p {p_value:.4f}"
-    for note, count in summary.notes.items():
-        yield f"[yellow]note[/] of {count} images: {escape(note)}"
+    for note, count in sorted(summary.notes.items(), key=lambda item: item[1]):  # the rare first
+        first = f"{summary.noted[note]}" if count == 1 else f"{count}, as {summary.noted[note]}"
+        yield f"[yellow]note[/] of {escape(first)}: {escape(note)}"
     for id, reason in summary.reasons.items():
         yield f"[yellow]skipped[/] {escape(id)}: {escape(reason)}"
     if summary.skipped > len(summary.reasons):

@@ -40,7 +40,7 @@ from liftmap.cli.base import (
     report_on,
     size_of,
 )
-from liftmap.cli.check import check_looked_at, look_first
+from liftmap.cli.check import NOT_LOOKED_AT, check_looked_at, look_first
 from liftmap.errors import ImageError, SettingsError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def train(
     )
     shown = console if is_main_process() else Console(quiet=True)
     preparation = Preparation(height, width, channels, fit, range_of(value_range))
-    look_first(opened, preparation, to=shown)
+    look_first(opened, preparation, to=shown, training=True)
     with FitProgress(shown, settings, opened.count()) as listener:
         detector = Detector.fit(
             opened,
@@ -174,7 +174,9 @@ def calibrate(
     look_first(opened, detector.preparation, detector=detector)
     scoring = Engine(engine, address, workers, gpus_per_worker)
     with ScoreProgress(console, opened.count()) as on_batch:
-        calibrate_folder(detector, opened, Path(model), engine=scoring, on_batch=on_batch)
+        trained = calibrate_folder(detector, opened, Path(model), engine=scoring, on_batch=on_batch)
+    if trained:
+        console.print(f"[yellow]left out[/] {trained} images that the model was trained on")
     print_about(detector.model)
     check_looked_at(opened)
 
@@ -238,6 +240,8 @@ def score(
         source, root, download, limit, column=column, hidden=hidden, most_pixels=most_pixels
     )
     told = complaints if as_json else console
+    if output.is_file() and not output.with_name(f"{output.name}.part").exists():
+        told.print(f"{escape(str(output))} is there already: scored anew, then replaced")
     look_first(opened, detector.preparation, detector=detector, to=told)
     to: Upto = "scores" if uncalibrated else "decisions"
     with ScoreProgress(told, opened.count()) as on_batch:
@@ -279,6 +283,8 @@ def explain(
         raise ImageError("none of the images could be read")
     draw_explanations(found, output, titles=titles)
     console.print(f"written: {output}")
+    if len(found) < len(images):
+        raise typer.Exit(NOT_LOOKED_AT)
 
 
 def report(

@@ -12,6 +12,7 @@ from liftmap.diffusion.checkpoints import check_own
 from liftmap.engines.engine import Engine
 from liftmap.engines.local import Summary
 from liftmap.engines.tables import read_distances, read_norms
+from liftmap.images.copies import Copy
 from liftmap.images.entry import Source, readable
 from liftmap.stages.redraw import Measured
 
@@ -23,9 +24,10 @@ def calibrate_folder(
     *,
     engine: Engine | None = None,
     on_batch: Callable[[Summary], None] = lambda summary: None,
-) -> None:
+) -> int:
     """Calibrate on images that were not trained on, and write the folder's liftmap.json anew.
 
+    Images that the model remembers to have been trained on are left out: how many, is returned.
     What was measured lies in a table beside the model until the calibration is written.
 
     Raises:
@@ -37,12 +39,18 @@ def calibrate_folder(
     engine = engine or Engine()
     table = engine.table(folder, "calibration")
     engine.score(detector, source, table, "distances", on_batch)
-    distances, norms = read_distances(table)[1], read_norms(table)
+    trained = Copy.EXACT_TRAINED.words
+    everything = len(read_distances(table)[1])
+    distances = read_distances(table, without=trained)[1]
+    norms = read_norms(table, without=trained)
     detector.calibrate_on(Measured.whole(torch.from_numpy(distances), torch.from_numpy(norms)))
-    first = [detector.preparation(image) for _, image in islice(readable(source), MAPPED)]
+    preparation = detector.preparation
+    shown = islice(readable(source, preparation.value_range), MAPPED)
+    first = [preparation(image) for _, image in shown]
     detector.fix_colours(torch.stack(first))
     detector.save(folder, weights=False)
     if table.is_dir():
         shutil.rmtree(table)
     else:
         table.unlink()
+    return everything - len(distances)

@@ -50,6 +50,7 @@ class Summary:
     attempts: int = 0
     changed_from: int | None = None
     notes: dict[str, int] = field(default_factory=dict)  # how many images each holds of
+    noted: dict[str, str] = field(default_factory=dict)  # and the first id of each
     reasons: dict[str, str] = field(default_factory=dict)  # the first few skipped ids
     p_values: list[int] = field(default_factory=lambda: [0] * BINS)  # images by p-value, 0 to 1
     oddest: list[tuple[float, str, float | None]] = field(default_factory=list)  # score, id, p
@@ -92,6 +93,7 @@ class Summary:
                 self.reasons[row["id"]] = row["reason"]
         for note in row.get("notes") or ():
             self.notes[note] = self.notes.get(note, 0) + 1
+            self.noted.setdefault(note, row["id"])
         self.flagged += bool(row["is_ood"])
         self.attempts += row["attempts"] or 0
         if row["p_value"] is not None:
@@ -104,6 +106,7 @@ class Summary:
         for name in ("images", "skipped", "flagged", "computed", "seconds", "attempts"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.notes = dict(Counter(self.notes) + Counter(other.notes))
+        self.noted = other.noted | self.noted
         self.reasons = dict(islice((self.reasons | other.reasons).items(), 10))
         self.p_values = [a + b for a, b in zip(self.p_values, other.p_values, strict=True)]
         self._keep_oddest(other.oddest)

@@ -106,12 +106,15 @@ def read_scores(path: Path) -> np.ndarray:
         return np.asarray(column.to_numpy(), dtype=np.float64)
 
 
-def read_distances(path: Path) -> tuple[list[str], np.ndarray]:
+def read_distances(path: Path, *, without: str | None = None) -> tuple[list[str], np.ndarray]:
     """The kinds of a Parquet table and its distances (n, attempts, kinds), skipped left out.
 
     Each image must have taken all attempts, as in a table of distances alone.
+
+    Args:
+        without: leave out the images that have this note.
     """
-    column = _columns(path, ["distances"])["distances"].drop_null()
+    column = _measured(path, ["distances"], without)["distances"]
     with reading(path, TABLE):
         column = column.combine_chunks()
         kinds = [field.name for field in column.type]
@@ -119,12 +122,24 @@ def read_distances(path: Path) -> tuple[list[str], np.ndarray]:
         return kinds, np.stack(parts, axis=-1)
 
 
-def read_norms(path: Path) -> np.ndarray:
+def read_norms(path: Path, *, without: str | None = None) -> np.ndarray:
     """The norms of a Parquet table (n, levels), skipped left out; no levels if it has none."""
-    table = _columns(path, ["distances", "norms"])
+    column = _measured(path, ["distances", "norms"], without)["norms"]
     with reading(path, TABLE):
-        column = table.filter(table["distances"].is_valid())["norms"]
         return np.array([norms or [] for norms in column.to_pylist()], dtype=np.float32)
+
+
+def _measured(path: Path, names: list[str], without: str | None) -> Any:
+    """The rows that have distances, without those that have a note."""
+    import pyarrow as pa
+
+    table = _columns(path, names if without is None else [*names, "notes"])
+    with reading(path, TABLE):
+        kept = table["distances"].is_valid().to_pylist()
+        if without is not None:
+            notes = table["notes"].to_pylist()
+            kept = [k and without not in (n or ()) for k, n in zip(kept, notes, strict=True)]
+        return table.filter(pa.array(kept, pa.bool_()))
 
 
 def read_rows(path: Path) -> Iterator[Row]:

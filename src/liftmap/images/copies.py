@@ -133,9 +133,8 @@ class Copies(NamedTuple):
     near: tuple[int, int]
     across: int
 
-    @property
-    def words(self) -> str:
-        """One line for people."""
+    def words(self, *, grouped: bool = False) -> str:
+        """One line for people; grouped: they have said already what belongs together."""
         if not any((*self.exact, *self.near)):
             return "no copies among the images"
         told = ", ".join(
@@ -147,9 +146,10 @@ class Copies(NamedTuple):
             return f"{told}; none of them is on both sides"
         one = self.across == 1
         of = "image is a copy of one" if one else "images are copies of some"
+        advice = "" if grouped else "keep series on one side with --group-by, or "
         return (
             f"{told}; {self.across} held-out {of} trained on, so that more than the promised rate "
-            "may be flagged: keep series on one side with --group-by, or leave the copies out"
+            f"may be flagged: {advice}leave the copies out (`liftmap check` names them)"
         )
 
 

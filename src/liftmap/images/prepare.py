@@ -7,9 +7,10 @@ be stored, hashed and compared exactly.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
+from io import BufferedIOBase
 from math import isfinite
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +37,9 @@ FITS = ("stretch", "crop", "pad")
 
 _ALONE = (Tensor, np.ndarray, str, Path, bytes, bytearray, memoryview, Image.Image, Deep)
 
-Picture = Decoded | np.ndarray | Tensor | str | Path | bytes | bytearray | memoryview | IO[bytes]
+Picture = (
+    Decoded | np.ndarray | Tensor | str | Path | bytes | bytearray | memoryview | BufferedIOBase
+)
 
 
 class Prepared(NamedTuple):

@@ -3,8 +3,9 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -13,11 +14,13 @@ from liftmap.errors import ImageError
 from liftmap.images.copies import Sketches, pairs_within
 from liftmap.images.entry import Source
 from liftmap.images.picture import Decoded, Deep
-from liftmap.images.prepare import Preparation, fingerprint
+from liftmap.images.prepare import Preparation, Prepared, fingerprint
+from liftmap.images.ranges import likely_range
 from liftmap.images.tally import Tally
 
 NAMED = 10  # ids told of each fault
-ODD = 4.0  # times the usual number of pixels, or the usual proportion of the sides
+ODD = 2.5  # times the usual length, or the usual proportion, of the sides
+COLOURED = 12  # grey levels that the channels of a coloured picture are apart somewhere
 KEPT = 8  # prepared images that a survey keeps, to time on
 COARSE = 8.0  # pixels of a picture that become one of the model's: finer things are lost
 SKEWED = 1.3  # how far a side may be stretched before it is worth a word
@@ -47,6 +50,7 @@ class Survey:
     kinds: by what they are, as "RGB". sizes: how many have each. first: the first id of a size.
     blank: of one single colour. copies: pixel for pixel, as the model gets them; told of which.
     near: nearly so, looked for only among all images of a source.
+    coloured: whose channels differ. training: the range of deeper values is yet to be found.
     remarks: by text, how many images have it. pixels: the first prepared images.
     """
 
@@ -64,6 +68,9 @@ class Survey:
     near: Fault = field(default_factory=Fault)
     remarks: Counter[str] = field(default_factory=Counter)
     pixels: list[UInt8[Tensor, "c h w"]] = field(default_factory=list)
+    coloured: int = 0
+    deep: int = 0
+    training: bool = False
 
     @property
     def readable(self) -> int:
@@ -98,6 +105,11 @@ class Survey:
         if self.broken.count:
             yield _told(self.broken, "can't be used")
         yield from self._resized()
+        if self.training and self.deep:
+            yield (
+                f"{self.deep} of more than 8 bits a channel: `train` takes the smallest usual "
+                "range that holds all values, and keeps it; --range gives another"
+            )
         for remark, count in self.remarks.items():
             yield f"{count} of {self.looked}: {remark}"
         if self.blank.count:
@@ -140,10 +152,8 @@ class Survey:
                 f"{width}x{height} pixels are stretched to {p.width}x{p.height}, other proportions;"
                 " a model trained with --fit crop or pad keeps them"
             )
-        colourless = sum(n for kind, n in self.kinds.items() if "grey" in kind)
-        if p.channels == 1 and colourless < self.readable:
-            coloured = self.readable - colourless
-            yield f"colour is not looked at: the model is grey, {coloured} images are not"
+        if p.channels == 1 and self.coloured:
+            yield f"colour is not looked at: the model is grey, {self.coloured} images are not"
 
 
 def _area(size: Size) -> float:
@@ -170,18 +180,20 @@ def survey(
     *,
     most: int | None = None,
     seconds: float | None = None,
+    training: bool = False,
     on_image: Callable[[int], None] = lambda done: None,
 ) -> Survey:
     """Look at a source's images, all of them or the first.
 
     Args:
         most: so many at most. seconds: for so long at most.
+        training: the images are to be trained on, which finds the range of deeper values.
         on_image: called with how many were looked at.
 
     Raises:
         SourceError: there are none.
     """
-    found = Survey(source.count(), preparation, source.tally)
+    found = Survey(source.count(), preparation, source.tally, training=training)
     seen: dict[int, str] = {}
     sketches: dict[str, Sketches] = {}
     begun, found.whole = time.monotonic(), True
@@ -193,7 +205,9 @@ def survey(
         found.looked += 1
         try:
             decoded = entry.load()
-            pixels, remarks = preparation.prepared(decoded)
+            pixels, remarks = _prepared(preparation, decoded, training)
+            found.coloured += _is_coloured(decoded)
+            found.deep += isinstance(decoded, Deep) and not decoded.scaled
         except ImageError as error:
             found.broken.add(entry.id, str(error))
             continue
@@ -222,7 +236,7 @@ def _note_near(found: Survey, sketches: dict[str, Sketches]) -> None:
             late, early = max(a, b), min(a, b)
             first[late] = min(early, first.get(late, early))
     for late, early in sorted(first.items()):
-        found.near.add(ids[late], f"of {ids[early]}")
+        found.near.add(ids[late], f"nearly {ids[early]}")
 
 
 def _note_faults(
@@ -234,10 +248,27 @@ def _note_faults(
     if blank:
         found.blank.add(id)
     elif first != id:
-        found.copies.add(id, f"of {first}")
+        found.copies.add(id, f"the same as {first}")
     if len(found.pixels) < KEPT:
         found.pixels.append(pixels)
     return first == id and not blank
+
+
+def _prepared(preparation: Preparation, picture: Decoded, training: bool) -> Prepared:
+    """As training will take it, but for the range, which it finds in all images together."""
+    known = not training or preparation.value_range is not None
+    if not known and isinstance(picture, Deep) and not picture.scaled:
+        floats = picture.values.dtype.kind == "f"
+        found = likely_range(picture.low, picture.high, floats=floats)
+        preparation = replace(preparation, value_range=found)
+    return preparation.prepared(picture)
+
+
+def _is_coloured(picture: Decoded) -> bool:
+    if isinstance(picture, Deep) or picture.mode != "RGB":
+        return isinstance(picture, Deep) and picture.colours == 3
+    small = np.asarray(picture.resize((16, 16)), dtype=np.int16)
+    return bool(np.ptp(small, axis=2).max() > COLOURED)
 
 
 def _kind(picture: Decoded) -> str:
