@@ -1018,6 +1018,127 @@ def no_heif(work: Path) -> str:
         sys.modules["pillow_heif"] = before
 
 
+@case(0, "TIFF of 16 bits, plane by plane, uncompressed", "refused", "images/test_quirks.py")
+def planes(work: Path) -> str:
+    from forms import tiff
+
+    images = folder(work / "i", 2)
+    values = np.repeat(samples(1).astype(np.uint16), 3, axis=0).reshape(84, 28)
+    strips = tuple(8 + i * 1568 for i in range(3))
+    data = tiff(values, t257=28, t258=(16, 16, 16), t262=2, t273=strips, t277=3, t278=28,
+                t279=(1568, 1568, 1568), t284=2)  # fmt: skip
+    (images / "a.tif").write_bytes(data)
+    return named(work, images, "a.tif")
+
+
+@case(0, "TIFF of signed eight bits", "refused, right with --range", "images/test_quirks.py")
+def signed(work: Path) -> str:
+    from forms import tiff
+
+    image = samples(1)[0]
+    values = (image.astype(np.int16) - 128).astype(np.int8).view(np.uint8)
+    data = tiff(values, t339=2)
+    told = refused(lambda: to_image(data))
+    plain = np.asarray(to_image(data, (-128.0, 127.0)))
+    need(np.array_equal(plain, image), "not as seen")
+    return told
+
+
+@case(
+    0,
+    "TIFF with a palette of eight bits, as old programs wrote it",
+    "as seen",
+    "images/test_quirks.py",
+)
+def old_palette(work: Path) -> str:
+    from forms import tiff
+
+    return same(work, "a.tif", tiff(samples(1)[0], t262=3, t320=tuple([*range(256)] * 3)))
+
+
+@case(
+    0,
+    "JPEG 2000 of 12 bits in colour",
+    "refused: Pillow makes black of white",
+    "images/test_quirks.py",
+)
+def deep_colour_jp2(work: Path) -> str:
+    from forms import jpeg_2000
+
+    images = folder(work / "i", 2)
+    (images / "a.jp2").write_bytes(jpeg_2000(samples(1)[0], 12, 3))
+    return named(work, images, "a.jp2")
+
+
+@case(0, "a download whose second half is zeros", "named", "images/test_quirks.py")
+def zeros(work: Path) -> str:
+    images, data = folder(work / "i", 2), encoded(Image.fromarray(samples(1)[0]), "JPEG")
+    (images / "a.jpg").write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    return named(work, images, "a.jpg")
+
+
+@case(0, "a tar that ends between two members", "exit code", "images/test_archives.py")
+def tar_boundary(work: Path) -> str:
+    with tarfile.open(work / "t.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        for number, image in enumerate(samples(4)):
+            add(archive, f"{number}.png", png(image))
+        third = archive.getmembers()[2].offset
+    (work / "t.tar").write_bytes((work / "t.tar").read_bytes()[:third])
+    said = ask("score", work / "t.tar", "--model", MODEL, "--output", work / "s.csv", code=5)
+    return f"exit 5: {said[said.index('note could') :]}"
+
+
+@case(0, "two tars in one file", "exit code", "images/test_archives.py")
+def two_tars(work: Path) -> str:
+    with tarfile.open(work / "t.tar", "w") as archive:
+        add(archive, "a.png", png(samples(1)[0]))
+    (work / "t.tar").write_bytes((work / "t.tar").read_bytes() * 2)
+    said = ask("score", work / "t.tar", "--model", MODEL, "--output", work / "s.csv", code=5)
+    return f"exit 5: {said[said.index('note could') :]}"
+
+
+@case(0, ".npy of shape (8, 784)", "refused", "images/test_folders.py")
+def flat(work: Path) -> str:
+    np.save(work / "a.npy", samples(8).reshape(8, -1))
+    return refused(lambda: open_source(work / "a.npy"))
+
+
+@case(0, "alpha of 12 bits beside 12 bits of grey", "as seen", "images/test_quirks.py")
+def deep_alpha_array(work: Path) -> str:
+    values = np.round(samples(1)[0] / 255 * 4095).astype(np.uint16)
+    np.save(work / "a.npy", np.dstack([values, np.full_like(values, 4095)]))
+    [row] = score(work / "a.npy", work / "s.parquet", "--range", "0:4095").values()
+    (work / "b.png").write_bytes(png(samples(1)[0]))
+    [plain] = score(work / "b.png", work / "p.parquet").values()
+    need(row["score"] == plain["score"], (row, plain))
+    return f"{p_values(row)}, as its PNG"
+
+
+@case(
+    0,
+    "a list that names itself, an empty zip, an empty part",
+    "named; the rest scored",
+    "images/test_folders.py",
+)
+def bad_list(work: Path) -> str:
+    images = folder(work / "i", 2)
+    lines = [f"@{work}/list.txt", f"{images}[5:9]", f"{images}"]
+    (work / "list.txt").write_text("\n".join(lines))
+    rows = score(f"@{work}/list.txt", work / "s.parquet", "--most-skipped", 0.9)
+    named_rows = [row["reason"] for row in rows.values() if row["reason"]]
+    need(len(rows) == 4 and len(named_rows) == 2, rows)
+    return "; ".join(named_rows)
+
+
+@case(0, "calibrate on images that were trained on", "left out, said", "engines/test_calibrate.py")
+def calibrated_on_trained(work: Path) -> str:
+    images = folder(work / "i", 40)
+    train(images, work / "m")
+    asked = ("calibrate", images, "--model", work / "m", "--method", "quick", "--distance", "mse")
+    said = ask(*asked)
+    return said[said.index("left out") :][:60]
+
+
 def row_of(one: Case) -> tuple[bool, str]:
     """A case's row of the table, and whether it was right."""
     with tempfile.TemporaryDirectory() as there:

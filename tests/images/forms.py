@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -76,16 +77,40 @@ def deep_colour_png(grey: Grey, colour: int, channels: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def zero_is_white(values: np.ndarray) -> bytes:
-    """An uncompressed TIFF with PhotometricInterpretation 0, byte by byte (TIFF 6.0)."""
-    height, width = values.shape
-    bits = 8 * values.dtype.itemsize
+def tiff(values: np.ndarray, **more: Any) -> bytes:
+    """An uncompressed TIFF of one strip; tags by number as t262=1, several values as a tuple."""
     data = values.astype(values.dtype.newbyteorder("<")).tobytes()
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 0, 273: 8, 277: 1, 278: height}
-    tags[279] = len(data)
-    directory = struct.pack("<H", len(tags))
-    directory += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + bytes(4)
+    height, width = values.shape[:2]
+    tags: dict[int, Any] = {256: width, 257: height, 258: 8 * values.dtype.itemsize, 259: 1}
+    tags |= {262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    tags |= {int(name[1:]): value for name, value in more.items()}
+    extra, at, entries = b"", 8 + len(data), b""
+    for tag, value in sorted(tags.items()):
+        many = value if isinstance(value, tuple) else (value,)
+        packed = struct.pack(f"<{len(many)}{'H' if isinstance(value, tuple) else 'I'}", *many)
+        field = packed.ljust(4, b"\0")
+        if len(packed) > 4:
+            field, extra = struct.pack("<I", at + len(extra)), extra + packed
+        kind = 3 if isinstance(value, tuple) else 4
+        entries += struct.pack("<HHI", tag, kind, len(many)) + field
+    head = b"II*\0" + struct.pack("<I", at + len(extra))
+    return head + data + extra + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def jpeg_2000(grey: Grey, bits: int, channels: int) -> bytes:
+    """A file of eight bits whose header says another number."""
+    colour = np.repeat(grey[..., None], channels, axis=2)
+    image = Image.fromarray(colour if channels > 1 else grey)
+    data = bytearray(encoded(image, "JPEG2000"))
+    at = data.index(b"\xff\x4f\xff\x51")
+    for channel in range(channels):
+        data[at + 42 + 3 * channel] = bits - 1
+    return bytes(data)
+
+
+def zero_is_white(values: np.ndarray) -> bytes:
+    """TIFF with PhotometricInterpretation 0."""
+    return tiff(values, t262=0)
 
 
 def turned(kind: str, **options: object) -> Callable[[Grey], bytes]:

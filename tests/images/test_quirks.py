@@ -1,12 +1,10 @@
 """What Pillow reads otherwise than it is meant: mended, or refused by name; files byte by byte."""
 
 import io
-import struct
-from typing import Any
 
 import numpy as np
 import pytest
-from forms import deep_colour_png, encoded
+from forms import deep_colour_png, encoded, jpeg_2000, tiff
 from PIL import Image
 
 from liftmap.errors import ImageError
@@ -14,26 +12,6 @@ from liftmap.images.decode import decode
 from liftmap.images.prepare import to_image
 
 GREY = np.arange(0, 240, 5, dtype=np.uint8).reshape(6, 8)
-
-
-def tiff(values: np.ndarray, **more: Any) -> bytes:
-    """An uncompressed TIFF of one strip; tags by number as t262=1, several values as a tuple."""
-    data = values.astype(values.dtype.newbyteorder("<")).tobytes()
-    height, width = values.shape[:2]
-    tags: dict[int, Any] = {256: width, 257: height, 258: 8 * values.dtype.itemsize, 259: 1}
-    tags |= {262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
-    tags |= {int(name[1:]): value for name, value in more.items()}
-    extra, at, entries = b"", 8 + len(data), b""
-    for tag, value in sorted(tags.items()):
-        many = value if isinstance(value, tuple) else (value,)
-        packed = struct.pack(f"<{len(many)}{'H' if isinstance(value, tuple) else 'I'}", *many)
-        field = packed.ljust(4, b"\0")
-        if len(packed) > 4:
-            field, extra = struct.pack("<I", at + len(extra)), extra + packed
-        kind = 3 if isinstance(value, tuple) else 4
-        entries += struct.pack("<HHI", tag, kind, len(many)) + field
-    head = b"II*\0" + struct.pack("<I", at + len(extra))
-    return head + data + extra + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
 def test_the_writer_of_these_tests_is_read_as_it_is_meant() -> None:
@@ -77,22 +55,11 @@ def test_strips_that_are_too_short_are_refused(count: int) -> None:
         decode(tiff(GREY, t279=count))
 
 
-def jpeg_2000(bits: int, channels: int, signed: bool = False) -> bytes:
-    """A file of eight bits whose header says another number."""
-    colour = np.repeat(GREY[..., None], channels, axis=2)
-    image = Image.fromarray(colour if channels > 1 else GREY)
-    data = bytearray(encoded(image, "JPEG2000"))
-    at = data.index(b"\xff\x4f\xff\x51")
-    for channel in range(channels):
-        data[at + 42 + 3 * channel] = bits - 1 | (128 if signed else 0)
-    return bytes(data)
-
-
 @pytest.mark.parametrize(("bits", "channels"), [(10, 3), (12, 3), (16, 4), (16, 2)])
 def test_deep_jpeg_2000_in_colour_is_refused(bits: int, channels: int) -> None:
     """Pillow lets white overflow to black."""
     with pytest.raises(ImageError, match=f"JPEG 2000 of {bits} bits in colour"):
-        decode(jpeg_2000(bits, channels))
+        decode(jpeg_2000(GREY, bits, channels))
 
 
 def test_shallow_jpeg_2000_reaches_white() -> None:
