@@ -1082,6 +1082,7 @@ def tar_boundary(work: Path) -> str:
     with tarfile.open(work / "t.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
         for number, image in enumerate(samples(4)):
             add(archive, f"{number}.png", png(image))
+    with tarfile.open(work / "t.tar") as archive:
         third = archive.getmembers()[2].offset
     (work / "t.tar").write_bytes((work / "t.tar").read_bytes()[:third])
     said = ask("score", work / "t.tar", "--model", MODEL, "--output", work / "s.csv", code=5)

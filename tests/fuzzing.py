@@ -20,6 +20,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -151,12 +152,12 @@ def read_source(path: Path) -> None:
     try:
         source = open_source(path)
         for entry in islice(source, ENTRIES):
-            for preparation in (plain, ranged):
-                try:
-                    preparation(entry.load())
-                except ImageError:
-                    continue
             entry.id.encode("utf-8")
+            with suppress(ImageError):
+                picture = entry.load()
+                with suppress(ImageError):
+                    plain(picture)
+                ranged(picture)
         list(source.tally.lines())
     except SourceError:
         return

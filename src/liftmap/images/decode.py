@@ -75,7 +75,7 @@ def _limited(most_pixels: int) -> Iterator[None]:
     Up to twice its limit Pillow only warns; here `_check_size` keeps to the limit.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")  # also what it says of damaged tags beside the pixels
         if most_pixels <= MOST_PIXELS:
             yield
             return

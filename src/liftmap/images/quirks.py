@@ -60,7 +60,9 @@ def refuse_zeros(kind: str, stream: Any) -> None:
     whole = stream.read().rstrip(b"\0")  # some cameras fill up what is complete
     stream.seek(0)
     if kind not in _ENDS or not whole.endswith(_ENDS[kind]):
-        raise ImageError(f"it ends in {size - len(whole)} zeros, as a download that was cut off")
+        raise ImageError(
+            f"it ends in {size - len(whole)} zeros, as a download does that was cut off"
+        )
 
 
 def _tag(image: ImageFile, tag: int, default: Any) -> Any:
