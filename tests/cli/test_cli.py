@@ -191,7 +191,7 @@ def test_explain_draws_a_row_an_image_and_says_it_in_words(
     (images / "001.png").write_text("no image")
     output = tmp_path / "why.png"
     asked = ("--model", model, "--output", output)
-    done = words(liftmap("explain", images / "000.png", images / "001.png", *asked))
+    done = words(liftmap("explain", images / "000.png", images / "001.png", *asked, code=5))
     assert "000.png: score" in done and "in-domain images look" in done
     assert "skipped" in done and output.exists()
     refused = liftmap("explain", images / "001.png", *asked, code=1)

@@ -265,7 +265,10 @@ def explain(
     device: DeviceOption = None,
     precision: PrecisionOption = None,
 ) -> None:
-    """Why an image was flagged: what was hidden, what the model drew there, where it differs."""
+    """Why an image was flagged: what was hidden, what the model drew there, where it differs.
+
+    Exit codes: 0 done, 1 an error, 5 an image could not be read.
+    """
     from liftmap.stages.explanation import draw_explanations
 
     chosen = method_of(method, None, None, None)
