@@ -184,7 +184,7 @@ def broken_header(data: bytes) -> bytes:
     [
         (lambda data: data[:2048], "it has no end"),
         (lambda data: data[: 2048 + 100], "it has no end"),
-        (broken_header, "data after its end, or a broken header"),
+        (broken_header, "a broken header in its midst"),
         (lambda data: data[:2048] + bytes(512) + data[2048:], "data after its end"),
         (lambda data: data + whole(2), "data after its end"),
     ],

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
+from tarfile import HeaderError, TarFile
 from typing import Any
 
 from liftmap.errors import ImageError
@@ -148,15 +149,15 @@ def _tar_members(path: Path, tally: Tally) -> Iterator[tuple[tarfile.TarFile, ta
 
 def _not_looked_at(archive: tarfile.TarFile) -> str | None:
     """Why there may be more members than were found: tarfile ends at the first broken header."""
-    file: Any = archive.fileobj
-    file.seek(archive.offset)
-    block = file.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE:
+    ended = getattr(archive, "ended_by", "")
+    if ended in ("EmptyHeaderError", "TruncatedHeaderError"):
         return "it has no end, so that it may be cut off"
-    while block:
+    if ended != "EOFHeaderError":
+        return "a broken header in its midst"
+    file: Any = archive.fileobj
+    while block := file.read(READ):
         if block.strip(b"\0"):
-            return "data after its end, or a broken header in its midst"
-        block = file.read(READ)
+            return "data after its end"
     return None
 
 
@@ -211,7 +212,18 @@ def _end_of(name: str, links: dict[str, str]) -> str:
 
 
 class _Member(tarfile.TarInfo):
-    """A tar's member whose extended header can't fill the memory: tarfile reads it whole."""
+    """A tar's member whose extended header can't fill the memory: tarfile reads it whole.
+
+    The archive is told what its list of members ended by.
+    """
+
+    @classmethod
+    def fromtarfile(cls, tarfile: TarFile) -> "_Member":
+        try:
+            return super().fromtarfile(tarfile)
+        except HeaderError as error:
+            tarfile.ended_by = type(error).__name__  # type: ignore[attr-defined]
+            raise
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in EXTENDED and self.size > MOST_HEADER:
