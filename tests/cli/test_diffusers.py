@@ -107,12 +107,13 @@ def test_a_calibrated_folder_loads_again_and_measures_the_same(kind: str, tmp_pa
     save(tmp_path / "m", kind)
     before = detector(tmp_path / "m").measure(pixels(2)).distances
     images = save_images(tmp_path / "images", 12)
-    liftmap("calibrate", images, "--model", tmp_path / "m", "--method", "quick")
+    how = ("--model", tmp_path / "m", "--method", "quick", "--precision", "float32")
+    liftmap("calibrate", images, *how)
     assert json.loads((tmp_path / "m" / ABOUT).read_text())["network"] == "diffusers"
     after = detector(tmp_path / "m")
     assert torch.equal(after.measure(pixels(2)).distances, before)
     assert len(after.judge.decides_by.scores) == 10
-    liftmap("calibrate", images, "--model", tmp_path / "m", "--method", "quick")
+    liftmap("calibrate", images, *how)
     assert detector(tmp_path / "m").judge == after.judge
 
 
@@ -120,7 +121,7 @@ def test_every_command_takes_a_calibrated_pipeline(tmp_path: Path) -> None:
     folder, images = tmp_path / "m", save_images(tmp_path / "images", 26)
     save(folder, "ddpm")
     how = ("--model", folder, "--method", "quick")
-    liftmap("calibrate", images, *how)
+    liftmap("calibrate", images, *how, "--precision", "float32")
     assert "calibrated (quick)" in liftmap("info", folder)
     table = tmp_path / "scores.parquet"
     liftmap("score", images, *how, "--output", table)
