@@ -123,7 +123,7 @@ def look_first(
 def duration(seconds: float) -> str:
     """A time as people say it.
 
-    >>> duration(0.3), duration(90), duration(8000)
+    >>> duration(0.3), duration(90.0), duration(8000.0)
     ('1 second', '2 minutes', '2.2 hours')
     """
     if seconds < 60:

@@ -73,7 +73,7 @@ def _shades(values: np.ndarray, low: float, high: float) -> UInt8[np.ndarray, ".
 def range_text(value_range: ValueRange) -> str:
     """A range as --range takes it.
 
-    >>> range_text((0, 4095))
+    >>> range_text((0.0, 4095.0))
     '0:4095'
     """
     return f"{value_range[0]:g}:{value_range[1]:g}"
@@ -125,7 +125,7 @@ def _dark(value_range: ValueRange, what_to_do: str) -> str:
 def likely_range(low: float, high: float, *, floats: bool) -> ValueRange:
     """The smallest customary range that holds all values: of 8, 10, 12, 14 or 16 bits, or [0, 1].
 
-    >>> likely_range(0, 0.5, floats=True), likely_range(3, 900, floats=False)
+    >>> likely_range(0.0, 0.5, floats=True), likely_range(3.0, 900.0, floats=False)
     ((0.0, 1.0), (0.0, 1023.0))
     """
     tops = [1.0] if floats else []
