@@ -153,6 +153,11 @@ def test_archives_and_tables_beside_images_are_named(tmp_path: Path) -> None:
     assert line.startswith("passed over, as sources of their own: ")
     assert "1 .npz" in line
     assert "1 .npy" in line
+    both = open_source([tmp_path, tmp_path / "n.npz"])
+    assert len(ids(both)) == 2
+    [line] = both.tally.lines()
+    assert ".npz" not in line, "it was taken"
+    assert "1 .npy" in line
 
 
 def test_several_sources_are_one(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from liftmap.errors import SourceError
 from liftmap.images import archives, arrays, datasets, folders, tables, urls
 from liftmap.images.decode import MOST_PIXELS
 from liftmap.images.entry import Entry, Request, Stream, part, printable, reading, refused
-from liftmap.images.kinds import HEAD, IMAGES, PACKED, is_meant, kind_of
+from liftmap.images.kinds import HEAD, IMAGES, PACKED, ending, is_meant, kind_of
 from liftmap.images.tally import Tally
 
 SLICE = re.compile(r"(.+)\[(\d*):(\d*)\]")
@@ -204,12 +204,22 @@ def _joined(name: str, sources: Sequence[tuple[str, Stream]]) -> Stream:
             for entry in source:
                 yield entry._replace(id=_below(called, entry.id))
             tally.add(source.tally)
+        for called in _taken_by_name([called for called, _ in sources]):
+            tally.containers[ending(called)] -= 1
+        tally.containers = +tally.containers
 
     def count() -> int | None:
         counts = [source.count() for _, source in sources]
         return None if None in counts else sum(n for n in counts if n is not None)
 
     return Stream(name, entries, count, ids_repeat=True)
+
+
+def _taken_by_name(specs: Sequence[str]) -> list[str]:
+    """Archives and the like that lie in a folder beside which they are given by name."""
+    folders_given = [Path(spec).resolve() for spec in specs if Path(spec).is_dir()]
+    files = [spec for spec in specs if Path(spec).is_file() and not is_meant(spec)]
+    return [f for f in files if any(Path(f).resolve().is_relative_to(d) for d in folders_given)]
 
 
 def _below(called: str, id: str) -> str:
