@@ -82,10 +82,13 @@ def check(
         )
     for line in found.lines():
         console.print(escape(line), highlight=False, soft_wrap=True)
-    if odd := found.odd_sizes:
-        for id, told in odd.first.items():
-            console.print(f"odd size {escape(id)}: {told}", highlight=False, soft_wrap=True)
-    named = {"broken": found.broken, "blank": found.blank, "copy": found.copies, "near": found.near}
+    named = {
+        "odd size": found.odd_sizes,
+        "broken": found.broken,
+        "blank": found.blank,
+        "copy": found.copies,
+        "near copy": found.near,
+    }
     for name, faults in named.items():
         for id, told in faults.first.items():
             text = f"{name} {id}: {told}" if told else f"{name} {id}"

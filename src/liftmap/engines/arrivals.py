@@ -166,7 +166,7 @@ def from_lines(
         found = [Arrival(_entry(path, partial(_tried, broken, path)), "hold") for path in paths]
         yield [*_once_more(broken, settle, patience), *found]
     if ended:
-        yield [Arrival(_entry(path, partial(_load, Path(path)))) for path in broken]
+        yield [Arrival(_entry(path, partial(decode, Path(path)))) for path in broken]
 
 
 def _read_ahead(lines: Iterable[str]) -> "queue.Queue[str | None]":
@@ -209,24 +209,18 @@ def _once_more(broken: dict[str, _Sighting], settle: float, patience: float) -> 
             yield Arrival(_entry(path, partial(_tried, broken, path)), "hold")
         elif turn == "last":
             del broken[path]
-            yield Arrival(_entry(path, partial(_load, Path(path))))
+            yield Arrival(_entry(path, partial(decode, Path(path))))
 
 
 def _entry(path: str, load: Callable[[], Decoded]) -> Entry:
     return Entry(printable(path), load)
 
 
-def _load(path: Path) -> Decoded:
-    if path.exists() and not path.is_file():  # a pipe would wait for its writer
-        raise ImageError("not a file: a pipe, a socket, a device or a folder")
-    return decode(path)
-
-
 def _tried(broken: dict[str, _Sighting], path: str) -> Decoded:
     """The image of a path, which is noted among the broken ones if it can't be read."""
     stamp = _stamp(Path(path))  # before it is read: if it changes meanwhile, it has changed
     try:
-        image = _load(Path(path))
+        image = decode(Path(path))
     except ImageError:
         if path not in broken or broken[path].stamp != stamp:
             broken[path] = _Sighting(stamp, offers=1)

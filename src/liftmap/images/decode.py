@@ -36,6 +36,8 @@ def decode(data: bytes | str | Path, *, most_pixels: int = MOST_PIXELS) -> Decod
         return _decode(io.BytesIO(data), most_pixels)
     if ending(str(data)) in UNREAD:
         raise ImageError(f"{ending(str(data))} is not read: {UNREAD[ending(str(data))]}")
+    if Path(data).exists() and not Path(data).is_file():  # a pipe would wait for its writer
+        raise ImageError("not a file: a pipe, a socket, a device or a folder")
     try:
         # by a stream: of a path Pillow maps uncompressed TIFF into memory, and then turns the
         # sides of an image that lies on its side, not the image

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from liftmap.errors import ImageError, SourceError
 from liftmap.images.decode import MOST_PIXELS, decode
-from liftmap.images.entry import Entry, Request, Stream, printable, raw_name, refused, stamp_of
+from liftmap.images.entry import Entry, Request, Stream, printable, raw_name, stamp_of
 from liftmap.images.kinds import HEAD, is_meant
 from liftmap.images.picture import Decoded
 from liftmap.images.tally import Tally
@@ -45,8 +45,6 @@ def image_source(request: Request) -> Stream:
 
 def file_entry(path: Path, id: str, most_pixels: int = MOST_PIXELS) -> Entry:
     """The image of a file, which may be none."""
-    if path.exists() and not path.is_file():
-        return refused(id, "not a file: a pipe, a socket, a device or a folder")
     return Entry(id, partial(decode, path, most_pixels=most_pixels), stamp_of(path))
 
 

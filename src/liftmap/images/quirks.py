@@ -30,7 +30,7 @@ def loaded(image: ImageFile, stream: Any) -> Decoded:
     Raises:
         ImageError: what would be read wrongly; and Pillow's own errors.
     """
-    refuse_zeros(image.format or "", stream)
+    _refuse_zeros(image.format or "", stream)
     if image.format == "TIFF":
         _refuse_tiff(image)
     bits = _bits_of_jpeg_2000(stream) if image.format == "JPEG2000" else []
@@ -48,7 +48,7 @@ def loaded(image: ImageFile, stream: Any) -> Decoded:
     return upper_bits(found) if upper else found
 
 
-def refuse_zeros(kind: str, stream: Any) -> None:
+def _refuse_zeros(kind: str, stream: Any) -> None:
     """Refuse a file that ends in zeros as no such file does: a download that was cut off."""
     stream.seek(0, 2)
     size = stream.tell()
